@@ -1,0 +1,171 @@
+"""Evidence: measurements that checks share, each taken once.
+
+A kind of evidence is any class with a static method ``collect``. The method's positional parameters
+name, by their annotations, the evidence it builds on; its keyword-only parameters are its options. The
+class attribute ``cost`` says what the measurement takes at most (see :data:`COSTS`)::
+
+    @dataclass(frozen=True)
+    class EvalPasses:
+        cost: ClassVar[Cost] = "forward"
+        outputs: tuple[torch.Tensor, ...]
+
+        @staticmethod
+        def collect(target: Target, batches: Batches, sandbox: Sandbox, *, passes: int = 2) -> EvalPasses: ...
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+from pydantic import BaseModel
+
+from debugkit.errors import Broken, Unavailable
+from debugkit.sandbox import Sandbox
+from debugkit.signature import Signature, read_signature
+from debugkit.target import Target
+
+Cost = Literal["static", "data", "forward", "backward", "training"]
+COSTS: tuple[Cost, ...] = get_args(Cost)
+
+Kind = type[object]
+
+
+class Deadline:
+    """The moment when a run's budget ends.
+
+    Args:
+        seconds: the budget; ``None`` never ends.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds left, never negative; infinity without a budget."""
+        return float("inf") if self._end is None else max(0.0, self._end - time.monotonic())
+
+
+GIVEN: tuple[Kind, ...] = (Target, Sandbox, Deadline)
+
+
+def is_evidence(kind: object) -> bool:
+    """Whether an annotation names something that a check or a collector can ask for."""
+    return kind in GIVEN or (isinstance(kind, type) and callable(getattr(kind, "collect", None)))
+
+
+def evidence_id(kind: Kind) -> str:
+    """``TrainingStep`` → ``training-step``, the name under which options are set."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", kind.__name__).lower()
+
+
+_SIGNATURES: dict[Kind, Signature] = {}
+
+
+def collector(kind: Kind) -> Signature:
+    """The needs and options of an evidence kind, read from the signature of its ``collect``."""
+    if kind not in _SIGNATURES:
+        _SIGNATURES[kind] = read_signature(kind.collect)  # type: ignore[attr-defined]
+    return _SIGNATURES[kind]
+
+
+def closure(kind: Kind) -> frozenset[Kind]:
+    """The kind itself and every kind it must have; optional needs are left out."""
+    if kind in GIVEN:
+        return frozenset()
+    needs = collector(kind).needs
+    return frozenset({kind}).union(*(closure(need.kind) for need in needs if not need.optional))
+
+
+def cost_of(kinds: Iterable[Kind]) -> Cost:
+    """The most expensive cost class among the kinds and all they build on."""
+    costs = (cast("Cost", getattr(part, "cost", "static")) for kind in kinds for part in closure(kind))
+    return max(costs, key=COSTS.index, default="static")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a kind of evidence could not be collected: ``Unavailable`` or ``Broken``."""
+
+    error: Unavailable | Broken
+
+
+class Ledger:
+    """Collects each kind of evidence at most once and remembers refusals.
+
+    Args:
+        given: the values of the root kinds.
+        options: option values by evidence id.
+        max_cost: kinds above this cost are refused.
+        on_collect: called with the id of each kind before it is collected.
+    """
+
+    def __init__(
+        self,
+        given: Mapping[Kind, Any],
+        options: Mapping[str, BaseModel] | None = None,
+        max_cost: Cost = "training",
+        on_collect: Callable[[str], object] = lambda name: None,
+    ) -> None:
+        self._values: dict[Kind, Any] = dict(given)
+        self._given = frozenset(given)
+        self._options = options or {}
+        self._max_cost = max_cost
+        self._on_collect = on_collect
+        self.seconds: dict[str, float] = {}
+
+    def get(self, kind: Kind) -> Any:
+        """The value of a kind, collected now if it is not there yet.
+
+        Raises:
+            Unavailable: this target can't give it.
+            Broken: the user's program raised while it was measured.
+        """
+        if kind not in self._values:
+            self._values[kind] = self._collect(kind)
+        value = self._values[kind]
+        if isinstance(value, Refusal):
+            raise value.error
+        return value
+
+    def arguments(self, signature: Signature) -> list[Any]:
+        """The values of a signature's needs, in order; a refused optional need is ``None``."""
+        values = []
+        for need in signature.needs:
+            try:
+                values.append(self.get(need.kind))
+            except Unavailable:
+                if not need.optional:
+                    raise
+                values.append(None)
+        return values
+
+    def release(self, keep: Iterable[Kind]) -> None:
+        """Drop every collected value outside ``keep``; refusals stay remembered."""
+        kept = self._given.union(keep)
+        for kind in [kind for kind in self._values if kind not in kept]:
+            if not isinstance(self._values[kind], Refusal):
+                close = getattr(self._values.pop(kind), "close", None)
+                if callable(close):
+                    close()
+
+    def _collect(self, kind: Kind) -> Any:
+        if COSTS.index(cost_of([kind])) > COSTS.index(self._max_cost):
+            return Refusal(Unavailable(f"`{evidence_id(kind)}` costs more than the limit `{self._max_cost}`"))
+        name = evidence_id(kind)
+        try:
+            signature = collector(kind)
+            arguments = self.arguments(signature)
+            options = self._options.get(name) or signature.options()
+            self._on_collect(name)
+            start = time.perf_counter()
+            try:
+                return kind.collect(*arguments, **signature.values(options))  # type: ignore[attr-defined]
+            finally:
+                self.seconds[name] = time.perf_counter() - start
+        except (Unavailable, Broken) as error:
+            return Refusal(error)

@@ -1,0 +1,157 @@
+"""The training data as a stream: read once, from the start, with the prefix that checks share kept."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from debugkit.batch import size
+from debugkit.errors import Broken, Unavailable, one_line
+from debugkit.evidence import Cost
+from debugkit.sandbox import Sandbox
+from debugkit.target import Target
+
+KEPT_BATCHES = 4
+
+
+class TrainStream:
+    """The batches of ``train_loader`` in loader order.
+
+    The loader is iterated once. The first batches are kept, later ones are passed through, so that a scan
+    of thousands of samples holds no more than a few batches in memory.
+    """
+
+    cost: ClassVar[Cost] = "data"
+
+    def __init__(self, loader: Iterable[Any], timeout: float) -> None:
+        self._timeout = timeout
+        self._prefix: list[Any] = []
+        self._read = 0
+        self._failure: Broken | None = None
+        self._finished = False
+        self._iterator = self._begin(loader)
+
+    @staticmethod
+    def collect(
+        target: Target,
+        sandbox: Sandbox,
+        *,
+        timeout: Annotated[float, Field(gt=0, description="seconds to wait for one batch")] = 120.0,
+    ) -> TrainStream:
+        """Open the loader.
+
+        Raises:
+            Unavailable: the target has no ``train_loader``.
+            Broken: the loader can't be iterated.
+        """
+        loader = target.train_loader
+        if loader is None:
+            raise Unavailable("the target has no data; pass `Target(model, train_loader)`")
+        if iter_is_self(loader):
+            sandbox.notices.append(
+                f"`train_loader` is a `{type(loader).__name__}` that can't be rewound: what was read is gone from it. "
+                "Pass a DataLoader, or make a fresh one to train on"
+            )
+        return TrainStream(loader, timeout)
+
+    def prefix(self, count: int) -> list[Any]:
+        """The first batches, at most ``count`` (up to :data:`KEPT_BATCHES`).
+
+        Raises:
+            Broken: not even one batch could be read.
+        """
+        while len(self._prefix) < min(count, KEPT_BATCHES) and self._read == len(self._prefix):
+            if not self._advance():
+                break
+        if not self._prefix:
+            raise self._failure or Broken("`train_loader` yields no batch: it is empty")
+        return self._prefix[:count]
+
+    def batches(self, seconds: float) -> Iterator[Any]:
+        """All batches from the start, until ``seconds`` have passed. Can be used once.
+
+        Raises:
+            Broken: the loader raised, or gave nothing at all.
+        """
+        self.prefix(KEPT_BATCHES)
+        end = time.monotonic() + seconds
+        yield from self._prefix
+        while time.monotonic() < end and (batch := self._advance()) is not None:
+            yield batch[0]
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def finished(self) -> bool:
+        """Whether the loader came to its end."""
+        return self._finished
+
+    def close(self) -> None:
+        """Let go of the loader's iterator and its workers."""
+        self._iterator = iter(())
+
+    def _begin(self, loader: Iterable[Any]) -> Iterator[Any]:
+        try:
+            with _time_limit(self._timeout, "`train_loader` could not be opened"):
+                return iter(loader)
+        except Broken:
+            raise
+        except Exception as error:
+            raise Broken(f"`train_loader` can't be iterated: {one_line(error)}") from error
+
+    def _advance(self) -> tuple[Any] | None:
+        if self._failure is not None or self._finished:
+            return None
+        try:
+            with _time_limit(self._timeout, f"`train_loader` gave no batch {self._read}"):
+                batch = next(self._iterator)
+        except StopIteration:
+            self._finished = True
+            return None
+        except Broken as error:
+            self._failure = error
+            return None
+        except Exception as error:
+            self._failure = Broken(
+                f"`train_loader` raised at batch {self._read} (counting from 0): {one_line(error)}"
+            )
+            self._failure.__cause__ = error
+            return None
+        if size(batch) == 0:
+            self._failure = Broken(f"`train_loader` yields an empty batch (batch {self._read})")
+            return None
+        self._read += 1
+        if len(self._prefix) < KEPT_BATCHES:
+            self._prefix.append(batch)
+        return (batch,)
+
+
+def iter_is_self(loader: Any) -> bool:
+    """Whether a loader is an iterator (a generator, say), so that reading it uses it up."""
+    return hasattr(loader, "__next__")
+
+
+@contextmanager
+def _time_limit(seconds: float, what: str) -> Iterator[None]:
+    """Raise :class:`Broken` when the block takes too long (main thread of a Unix process only)."""
+    usable = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    if not usable or signal.getitimer(signal.ITIMER_REAL)[0]:
+        yield
+        return
+
+    def expire(*_: Any) -> None:
+        raise Broken(f"{what} within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

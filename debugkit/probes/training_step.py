@@ -1,0 +1,262 @@
+"""The traced training step: one forward and backward of the user's own step, observed from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+
+from debugkit.errors import Broken, one_line
+from debugkit.evidence import Cost
+from debugkit.graph import Node, ancestors, leaves, op_name
+from debugkit.probes.batches import Batches
+from debugkit.program import Program
+from debugkit.sandbox import Sandbox
+from debugkit.source import is_library_file, shorten
+from debugkit.target import Target
+from debugkit.trace import Cut, DoubleSoftmax, LossCall, record
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A parameter's gradient after one backward pass.
+
+    Attributes:
+        norm: its 2-norm; ``None`` where there is no gradient.
+        largest: its largest absolute value; ``None`` where there is no gradient.
+    """
+
+    norm: float | None
+    largest: float | None
+
+    @property
+    def missing(self) -> bool:
+        """Whether the backward pass left the gradient at ``None``."""
+        return self.norm is None
+
+    @property
+    def zero(self) -> bool:
+        """Whether every value is exactly zero."""
+        return self.largest == 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingStep:
+    """One forward and backward of the user's step on the first batch.
+
+    Attributes:
+        loss: the loss (its mean where it is no scalar).
+        loss_shape: the shape of the loss as the step returned it.
+        has_graph: whether the loss can be differentiated.
+        own_backward: whether the step ran ``backward`` itself.
+        loss_calls: calls of known loss functions, in order.
+        double_softmax: softmaxes of probabilities on the way to the loss.
+        gradients: per trainable parameter, by dotted name.
+        reached: names of the trainable parameters in the loss's graph.
+        strangers: parameters in the graph that the model does not register, with their place.
+        cuts: places where values left the graph.
+        flat_ops: operations on the loss's path whose gradient is zero everywhere (rounding, sign).
+        module_calls: how often each module ran, by dotted name.
+        module_shapes: the shape of each module's last output, where it is a tensor.
+        moved_buffers: buffers that the forward pass changed.
+        set_modes: whether the step itself changed training flags.
+        training_after: each module's training flag after the step.
+    """
+
+    cost: ClassVar[Cost] = "backward"
+    loss: float
+    loss_shape: tuple[int, ...]
+    has_graph: bool
+    own_backward: bool
+    loss_calls: tuple[LossCall, ...]
+    double_softmax: tuple[DoubleSoftmax, ...]
+    gradients: Mapping[str, Gradient]
+    reached: frozenset[str]
+    strangers: tuple[Stranger, ...]
+    cuts: tuple[Cut, ...] = field(repr=False)
+    flat_ops: tuple[str, ...]
+    module_calls: Mapping[str, int] = field(repr=False)
+    module_shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    moved_buffers: frozenset[str]
+    set_modes: bool
+    training_after: Mapping[str, bool] = field(repr=False)
+
+    @staticmethod
+    def collect(target: Target, sandbox: Sandbox, batches: Batches) -> TrainingStep:
+        """Run the step once, in train mode where the model as a whole is in eval mode.
+
+        Raises:
+            Broken: the user's step raised.
+        """
+        with sandbox.probe():
+            if not sandbox.training[""]:
+                target.model.train()
+            return _trace(target, batches.first)
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of the trainable parameters without a gradient."""
+        return [name for name, gradient in self.gradients.items() if gradient.missing]
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """A parameter that the loss trains but the model does not register.
+
+    Attributes:
+        shape: its shape.
+        place: dotted path of the attribute that holds it, such as ``model.layers[0].weight``.
+        created: source line that created it inside a forward pass, where that was seen.
+    """
+
+    shape: tuple[int, ...]
+    place: str | None
+    created: str | None
+
+
+def run_step(target: Target, batch: Any) -> Any:
+    """The user's step on a batch, with its errors as one sentence.
+
+    Raises:
+        Broken: the step raised; the message says where.
+    """
+    try:
+        return Program(target).run(batch)
+    except Broken:
+        raise
+    except Exception as error:
+        raise Broken(f"the training step raised{_place(error)}: {one_line(error)}") from error
+
+
+def gradients_of(model: torch.nn.Module) -> dict[str, Gradient]:
+    """The gradients of the trainable parameters as they stand."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        grad = parameter.grad
+        if grad is None or not grad.numel():
+            found[name] = Gradient(None, None) if grad is None else Gradient(0.0, None)
+            continue
+        values = grad.detach()
+        values = values.coalesce().values() if values.is_sparse else values
+        found[name] = Gradient(
+            float(values.float().norm()), float(values.abs().max()) if values.numel() else 0.0
+        )
+    return found
+
+
+def _trace(target: Target, batch: Any) -> TrainingStep:
+    model = target.model
+    modes = {name: module.training for name, module in model.named_modules()}
+    versions = {name: buffer._version for name, buffer in model.named_buffers()}
+    with record(model) as recorder:
+        outcome = run_step(target, batch)
+    loss = outcome.loss
+    after = {name: module.training for name, module in model.named_modules()}
+    own_backward = any(parameter.grad is not None for parameter in model.parameters())
+    nodes: set[Node] = set()
+    if loss.requires_grad and not own_backward:
+        nodes = set(ancestors([loss.grad_fn]))
+        _backward(loss)
+    trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    found = leaves([loss.grad_fn]) if nodes else {}
+    gradients = gradients_of(model)
+    reached = {trainable[key] for key in found if key in trainable}
+    if own_backward:
+        reached = {name for name, gradient in gradients.items() if not gradient.missing}
+    return TrainingStep(
+        loss=float(loss.detach().float().mean()) if loss.numel() else float("nan"),
+        loss_shape=tuple(loss.shape),
+        has_graph=loss.requires_grad or own_backward,
+        own_backward=own_backward,
+        loss_calls=tuple(replace(call, connected=call.node in nodes) for call in recorder.loss_calls),
+        double_softmax=tuple(pair for pair in recorder.double_softmax if pair.node in nodes),
+        gradients=gradients,
+        reached=frozenset(reached),
+        strangers=tuple(_strangers(target, found.values(), recorder.created)),
+        cuts=tuple(recorder.cuts),
+        flat_ops=tuple(
+            sorted({op_name(n) for n in nodes} & {"round", "sign", "floor", "ceil", "trunc", "heaviside"})
+        ),
+        module_calls=recorder.module_calls,
+        module_shapes=recorder.module_shapes,
+        moved_buffers=frozenset(
+            n for n, b in model.named_buffers() if b._version != versions.get(n, b._version)
+        ),
+        set_modes=any(after.get(name) != flag for name, flag in modes.items()),
+        training_after=after,
+    )
+
+
+def _backward(loss: torch.Tensor) -> None:
+    try:
+        (loss if loss.numel() == 1 else loss.mean()).backward()  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise Broken(f"the backward pass raised: {one_line(error)}") from error
+
+
+def _strangers(
+    target: Target, found: Iterable[torch.Tensor], created: Mapping[int, str | None]
+) -> Iterable[Stranger]:
+    known = {id(p) for p in target.model.parameters()}
+    if isinstance(target.loss_fn, torch.nn.Module):
+        known |= {id(p) for p in target.loss_fn.parameters()}
+    for group in getattr(target.optimizer, "param_groups", ()):
+        known |= {id(p) for p in group["params"]}
+    for leaf in found:
+        if id(leaf) in known or not isinstance(leaf, torch.nn.Parameter):
+            continue
+        place = _attribute_path(target.model, leaf)
+        if place is not None or id(leaf) in created:
+            yield Stranger(tuple(leaf.shape), place, created.get(id(leaf)))
+
+
+def _attribute_path(model: torch.nn.Module, leaf: torch.Tensor) -> str | None:
+    """The path of an attribute that hides a parameter from ``parameters()``: in a list, dict or plain object."""
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute in ("_parameters", "_modules", "_buffers") or attribute.endswith("_hooks"):
+                continue
+            path = _path_inside(value, f"{name}.{attribute}" if name else attribute, leaf, depth=3)
+            if path is not None:
+                return path
+    return None
+
+
+def _path_inside(value: Any, path: str, leaf: torch.Tensor, depth: int) -> str | None:
+    if value is leaf:
+        return path
+    children: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, torch.nn.Module):
+        return next((f"{path}.{name}" for name, p in value.named_parameters() if p is leaf), None)
+    if isinstance(value, (list, tuple)) and len(value) <= 10_000:
+        children = ((f"{path}[{index}]", item) for index, item in enumerate(value))
+    elif isinstance(value, dict) and len(value) <= 10_000:
+        children = ((f"{path}[{key!r}]", item) for key, item in value.items())
+    elif (
+        depth
+        and hasattr(value, "__dict__")
+        and not isinstance(value, (type, torch.Tensor))
+        and not callable(value)
+    ):
+        children = ((f"{path}.{key}", item) for key, item in vars(value).items())
+    if not depth:
+        return None
+    return next(
+        (hit for p, item in children if (hit := _path_inside(item, p, leaf, depth - 1)) is not None), None
+    )
+
+
+def _place(error: BaseException) -> str:
+    """`` at train.py:41`` for the innermost frame of the user's own code in a traceback."""
+    place = ""
+    trace = error.__traceback__
+    while trace is not None:
+        filename = trace.tb_frame.f_code.co_filename
+        if not is_library_file(filename):
+            place = f" at {shorten(filename)}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place

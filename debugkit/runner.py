@@ -1,0 +1,238 @@
+"""The runner: plans checks cheapest first, collects their evidence, turns findings into results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from debugkit import __version__
+from debugkit.check import Check
+from debugkit.config import Baseline, Config
+from debugkit.errors import Broken, Unavailable, UsageError, one_line
+from debugkit.evidence import COSTS, Deadline, Ledger
+from debugkit.finding import Finding
+from debugkit.registry import Registry, load
+from debugkit.report import Report, Result, Status, gravest
+from debugkit.sandbox import Sandbox
+from debugkit.target import Target
+
+Event = Literal["plan", "evidence", "check", "crash", "done"]
+OnEvent = Callable[[Event, Any], object]
+
+
+def _silent(event: Event, value: Any) -> None:
+    """No progress."""
+
+
+def run(
+    target: Target,
+    select: Iterable[str] | str | None = None,
+    ignore: Iterable[str] | str | None = None,
+    config: str | Path | Mapping[str, Any] | Config | None = None,
+) -> Report:
+    """Run the checklist against a target and report; never raises for a finding.
+
+    Args:
+        target: what will be trained.
+        select: ids, families or globs of the checks to run; all by default.
+        ignore: ids, families or globs to leave out.
+        config: a ``pyproject.toml``, a mapping with its keys, or ``None`` for the nearest one upwards from
+            the working directory.
+
+    Returns:
+        The report. Afterwards model, optimizer, random generators and loaders are as before.
+
+    Raises:
+        UsageError: the request is not valid: an unknown check, option or key, or no Target.
+        KeyboardInterrupt: passed on after everything has been restored.
+    """
+    report = Run(target, select=select, ignore=ignore, config=config).execute()
+    if report.interrupted:
+        raise KeyboardInterrupt
+    return report
+
+
+class Run:
+    """One run over one target; :meth:`execute` judges the whole plan, :meth:`judge` a single check.
+
+    Args:
+        target: what will be trained.
+        select: as for :func:`run`.
+        ignore: as for :func:`run`.
+        config: as for :func:`run`.
+        settings: ``ID.option=value`` strings.
+        baseline: findings that do not count again.
+        registry: the checks to choose from; found by default.
+        on_event: told of the plan, of each evidence kind and check begun, and of each result.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        select: Iterable[str] | str | None = None,
+        ignore: Iterable[str] | str | None = None,
+        config: str | Path | Mapping[str, Any] | Config | None = None,
+        settings: Iterable[str] = (),
+        baseline: Baseline | None = None,
+        registry: Registry | None = None,
+        on_event: OnEvent = _silent,
+    ) -> None:
+        if not isinstance(target, Target):
+            raise UsageError(f"expected a `debugkit.Target`, not a `{type(target).__name__}`")
+        self.target = target
+        self.config = Config.read(config)
+        self._registry = registry if registry is not None else load(self.config.load)
+        self._options = self.config.options(self._registry, settings)
+        self._baseline = baseline
+        self._on_event = on_event
+        self._used_suppressions: set[int] = set()
+        self._results: dict[str, Result] = {}
+        self.ignored = self._ignored()
+        self.plan = self._plan(select, ignore)
+        self._waiting = list(self.plan)
+        self._deadline = Deadline(self.config.budget)
+        self._sandbox = Sandbox(target, seed=self.config.seed)
+        self._ledger = Ledger(
+            {Target: target, Sandbox: self._sandbox, Deadline: self._deadline},
+            self._options,
+            self.config.max_cost,
+            on_collect=lambda name: on_event("evidence", name),
+        )
+
+    def execute(self) -> Report:
+        """Judge every planned check. Ctrl-C ends the run early and marks the report."""
+        start = time.perf_counter()
+        interrupted = False
+        self._on_event("plan", len(self.plan))
+        try:
+            with self._sandbox:
+                try:
+                    for check in self.plan:
+                        self._on_event("check", check.id)
+                        self._results[check.id] = self._judge(check)
+                        self._on_event("done", self._results[check.id])
+                        self._waiting.remove(check)
+                        self._ledger.release(set().union(*(later.reads for later in self._waiting)))
+                finally:
+                    self._ledger.release(())
+        except KeyboardInterrupt:
+            interrupted = True
+        return self.report(interrupted=interrupted, seconds=time.perf_counter() - start)
+
+    def judge(self, check_id: str) -> Result:
+        """Judge one check in a sandbox of its own; evidence is shared with earlier calls."""
+        check = self._registry[check_id]
+        with self._sandbox:
+            result = self._judge(check)
+        self._results[check_id] = result
+        return result
+
+    def close(self) -> None:
+        """Release all evidence."""
+        self._ledger.release(())
+
+    def report(self, *, interrupted: bool = False, seconds: float = 0.0) -> Report:
+        """The report of what has been judged so far."""
+        results = [*self._results.values()]
+        if interrupted:
+            results += [
+                Result(
+                    check=check.id,
+                    family=check.family,
+                    status="skip",
+                    reason="interrupted before it was judged",
+                )
+                for check in self.plan
+                if check.id not in self._results
+            ]
+        results += [
+            Result(check=check.id, family=check.family, status="skip", reason=f"ignored: {reason}")
+            for check, reason in self.ignored.items()
+        ]
+        return Report(
+            debugkit_version=__version__,
+            target=self.target.name or type(self.target.model).__name__,
+            seed=self.config.seed,
+            seconds=seconds,
+            interrupted=interrupted,
+            notices=tuple(self._notices()),
+            evidence_seconds=dict(self._ledger.seconds),
+            results=tuple(sorted(results, key=lambda result: (result.family, result.check))),
+        )
+
+    def _plan(self, select: Iterable[str] | str | None, ignore: Iterable[str] | str | None) -> list[Check]:
+        chosen = self._registry.match(_names(select) or self.config.select)
+        chosen -= self._registry.match(_names(ignore))
+        chosen -= {check.id for check in self.ignored}
+        affordable = COSTS.index(self.config.max_cost)
+        checks = [self._registry[name] for name in chosen]
+        checks = [check for check in checks if COSTS.index(check.cost) <= affordable]
+        return sorted(checks, key=lambda check: (COSTS.index(check.cost), check.family, check.id))
+
+    def _ignored(self) -> dict[Check, str]:
+        return {
+            self._registry[name]: reason
+            for pattern, reason in self.config.ignore.items()
+            for name in sorted(self._registry.match([pattern]))
+        }
+
+    def _judge(self, check: Check) -> Result:
+        start = time.perf_counter()
+        findings: list[Finding] = []
+        reason: str | None = None
+        status: Status | None = None
+        if not self._deadline.seconds_left:
+            status, reason = "skip", f"the budget of {self.config.budget:g} s was used up"
+        else:
+            try:
+                arguments = self._ledger.arguments(check.signature)
+                options = check.signature.values(self._options[check.id])
+                findings.extend(check.function(*arguments, **options))
+            except Unavailable as refusal:
+                status, reason = "skip", str(refusal)
+            except Broken as error:
+                status, reason = "error", str(error)
+            except Exception as error:
+                status, reason = "error", f"the check crashed: {one_line(error)}"
+                self._on_event("crash", error)
+        result = Result(
+            check=check.id,
+            family=check.family,
+            status=status or "pass",
+            reason=reason,
+            findings=tuple(findings),
+            seconds=time.perf_counter() - start,
+        )
+        result = self.config.suppressed(result, self._used_suppressions)
+        if self._baseline is not None:
+            result = self._baseline.suppressed(result)
+        if status is None:
+            levels = [finding.level for finding in result.active]
+            verdict = gravest(level for level in levels if level != "note") if levels else "pass"
+            result = result.model_copy(update={"status": verdict})
+        return result
+
+    def _notices(self) -> Iterable[str]:
+        for index, suppression in enumerate(self.config.suppress):
+            result = self._results.get(suppression.check)
+            if suppression.check not in self._registry:
+                yield f"a suppression names the check `{suppression.check}`, which does not exist"
+            elif (
+                index not in self._used_suppressions
+                and result is not None
+                and result.status not in ("skip", "error")
+            ):
+                yield f"the suppression of `{suppression.check}` at `{suppression.where}` matches nothing: remove it"
+        for name in self._sandbox.changed_parameters():
+            yield f"the model's forward pass changed the parameter `{name}` in place"
+        yield from self._sandbox.notices
+
+
+def _names(value: Iterable[str] | str | None) -> list[str]:
+    if value is None:
+        return []
+    names = [value] if isinstance(value, str) else list(value)
+    return [part.strip() for name in names for part in name.split(",") if part.strip()]

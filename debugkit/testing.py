@@ -1,0 +1,69 @@
+"""Helpers for the examples and tests of checks: small learnable data sets, and the runner of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from debugkit.check import Check
+from debugkit.registry import Registry
+from debugkit.report import Report, Result
+from debugkit.runner import Run
+
+
+def blobs(
+    samples: int = 64, features: int = 8, classes: int = 2, batch_size: int = 16, seed: int = 0
+) -> DataLoader[tuple[torch.Tensor, ...]]:
+    """Well separated Gaussian clusters: ``(x [batch, features] float32, y [batch] int64)``, shuffled."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(samples) % classes
+    centres = torch.randn(classes, features, generator=generator) * 2
+    x = centres[y] + torch.randn(samples, features, generator=generator) * 0.5
+    return DataLoader(TensorDataset(x, y), batch_size=batch_size, shuffle=True)
+
+
+def mlp(features: int = 8, classes: int = 2, hidden: int = 32, seed: int = 0) -> torch.nn.Sequential:
+    """A small classifier that gives logits ``[batch, classes]``, initialised from ``seed``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return torch.nn.Sequential(
+            torch.nn.Linear(features, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, classes)
+        )
+
+
+@dataclass(frozen=True)
+class ExampleOutcome:
+    """What a check said about one of its own examples.
+
+    Attributes:
+        check: the check's id.
+        example: the function's name, such as ``bad_softmax``.
+        ok: whether a good example passed, or a bad one was flagged.
+        result: the check's result.
+    """
+
+    check: str
+    example: str
+    ok: bool
+    result: Result
+
+
+def run_examples(check: Check, registry: Registry) -> list[ExampleOutcome]:
+    """Run a check on its own examples: ``good*`` must pass, ``bad*`` must warn or fail."""
+    outcomes = []
+    for name, make in check.examples.items():
+        result = run_example(make, registry, select=check.id)[check.id]
+        expected = ("pass",) if name.startswith("good") else ("warn", "fail")
+        outcomes.append(ExampleOutcome(check.id, name, result.status in expected, result))
+    return outcomes
+
+
+def run_example(make: Callable[[], object], registry: Registry, select: str = "all") -> Report:
+    """The report on the target that an example makes; the global generators stay as they are."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        target = make()
+        return Run(target, select=select, config={}, registry=registry).execute()  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from debugkit.errors import UsageError
-from debugkit.evidence import Cost, Kind, closure, cost_of
+from debugkit.evidence import Cost, Kind, closure, collector, cost_of, evidence_place
 from debugkit.finding import Finding
 from debugkit.signature import Signature, place_of, read_signature
 from debugkit.target import Target
@@ -72,7 +72,7 @@ class Check:
     @cached_property
     def reads(self) -> frozenset[Kind]:
         """Every kind of evidence that the check may read, optional ones included."""
-        return frozenset().union(*(closure(need.kind) for need in self.signature.needs))
+        return frozenset().union(*(closure(need.kind, optional=True) for need in self.signature.needs))
 
     @cached_property
     def cost(self) -> Cost:
@@ -107,11 +107,13 @@ class Check:
         """
         if not inspect.isgeneratorfunction(self.function):
             raise UsageError(f"{self.place}: check `{self.id}` must be a generator: `yield` its findings")
-        if not self.summary:
+        if not self.summary and sys.flags.optimize < 2:
             raise UsageError(f"{self.place}: check `{self.id}` has no docstring")
         found = [line[3:].strip() for line in self.doc.splitlines() if line.startswith("## ")]
         if found != [heading for heading in HEADINGS if heading in found]:
             raise UsageError(
                 f"{self.place}: the docstring's headings must be, in this order: {', '.join(HEADINGS)}"
             )
-        _ = self.signature, self.cost
+        for kind in self.reads:
+            collector(kind).defaults(evidence_place(kind))
+        self.signature.defaults(self.place)

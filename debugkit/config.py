@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -93,8 +93,10 @@ class Config(_Strict):
         except ValidationError as error:
             raise UsageError(f"{source}: {sentence(error, cls, prefix='[tool.debugkit] ')}") from error
 
-    def options(self, registry: Registry, settings: Iterable[str] = ()) -> dict[str, BaseModel]:
-        """Validated options by check id and evidence id.
+    def options(
+        self, registry: Registry, settings: Iterable[str] = ()
+    ) -> tuple[dict[str, BaseModel], dict[str, BaseModel]]:
+        """Validated options by check id, and by evidence id.
 
         Args:
             registry: the checks and evidence that can be set.
@@ -109,28 +111,38 @@ class Config(_Strict):
         for name in self.evidence:
             if name not in evidence:
                 raise UsageError(f"no evidence is called `{name}`{nearest(name, evidence)}")
-        wanted: dict[str, dict[str, Any]] = {**self.checks, **self.evidence}
-        wanted = {
-            name: {_kebab(key): value for key, value in table.items()} for name, table in wanted.items()
-        }
+        of_checks = {check.id: check.signature.options for check in registry.values()}
+        of_evidence = {name: collector(kind).options for name, kind in evidence.items()}
+        wanted_checks, wanted_evidence = _kebab_tables(self.checks), _kebab_tables(self.evidence)
         for setting in settings:
             name, option, value = _parse_setting(setting)
             if name not in registry and name not in evidence:
                 raise UsageError(f"no check is called `{name}`{nearest(name, [*registry, *evidence])}")
-            wanted.setdefault(name, {})[option] = value
-        models = {name: collector(kind).options for name, kind in evidence.items()}
-        models |= {check.id: check.signature.options for check in registry.values()}
-        return {name: _build(name, model, wanted.get(name, {}), registry) for name, model in models.items()}
+            is_check = name in registry and (name not in evidence or option in _keys(of_checks[name]))
+            (wanted_checks if is_check else wanted_evidence).setdefault(name, {})[option] = value
+        return (
+            {
+                name: _build(name, of_checks[name], wanted_checks.get(name, {}), registry)
+                for name in of_checks
+            },
+            {
+                name: _build(name, of_evidence[name], wanted_evidence.get(name, {}), registry)
+                for name in of_evidence
+            },
+        )
 
     def suppressed(self, result: Result, used: set[int]) -> Result:
         """The result with its covered findings marked; indices of applied suppressions join ``used``."""
         findings = []
         for finding in result.findings:
-            for index, suppression in enumerate(self.suppress):
-                if suppression.covers(result.check, finding):
-                    used.add(index)
-                    finding = finding.model_copy(update={"suppressed": suppression.reason})
-                    break
+            covering = [
+                index
+                for index, suppression in enumerate(self.suppress)
+                if suppression.covers(result.check, finding)
+            ]
+            used.update(covering)
+            if covering:
+                finding = finding.model_copy(update={"suppressed": self.suppress[covering[0]].reason})
             findings.append(finding)
         return result.model_copy(update={"findings": tuple(findings)})
 
@@ -186,14 +198,36 @@ class Baseline:
 def sentence(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
     """The first mistake of a pydantic error as one sentence with the nearest valid name."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
+    path = [str(part) for part in first["loc"]]
+    place = ".".join(path)
     if first["type"] == "extra_forbidden":
-        valid = [field.alias or name for name, field in model.model_fields.items()]
-        key = str(first["loc"][-1])
-        return f"{prefix}has no key `{place}`{nearest(key, valid)}; valid keys: {', '.join(valid) or 'none'}"
+        valid = _keys(_model_at(model, path))
+        return f"{prefix}has no key `{place}`{nearest(path[-1], valid)}; valid keys: {', '.join(valid) or 'none'}"
+    if first["type"] == "missing":
+        return f"{prefix}`{'.'.join(path[:-1])}` needs a `{path[-1]}`"
     shown = repr(first["input"])
     message = first["msg"][:1].lower() + first["msg"][1:]
-    return f"{prefix}`{place}` = {shown if len(shown) < 80 else shown[:77] + '...'}: {message}"
+    hint = '; write `check = "reason"`' if path[0] == "ignore" else ""
+    return f"{prefix}`{place}` = {shown if len(shown) < 80 else shown[:77] + '...'}: {message}{hint}"
+
+
+def _model_at(model: type[BaseModel], path: Iterable[str]) -> type[BaseModel]:
+    """The model that the last key of a path belongs to."""
+    for part in path:
+        for name, field in model.model_fields.items():
+            if part in (name, field.alias):
+                inner = [kind for kind in get_args(field.annotation) if isinstance(kind, type)]
+                model = next((kind for kind in inner if issubclass(kind, BaseModel)), model)
+                break
+    return model
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _kebab_tables(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: {_kebab(key): value for key, value in table.items()} for name, table in tables.items()}
 
 
 def _build(name: str, model: type[BaseModel], values: Mapping[str, Any], registry: Registry) -> BaseModel:
@@ -204,13 +238,11 @@ def _build(name: str, model: type[BaseModel], values: Mapping[str, Any], registr
         if first["type"] == "extra_forbidden" and name in registry:
             key = str(first["loc"][-1])
             for other, kind in registry.evidence.items():
-                if kind in registry[name].reads and _kebab(key) in {
-                    field.alias for field in collector(kind).options.model_fields.values()
-                }:
+                if kind in registry[name].reads and key in _keys(collector(kind).options):
                     raise UsageError(
                         f"`{name}` has no option `{key}` (did you mean `{other}.{key}`?)"
                     ) from error
-            valid = [field.alias or field_name for field_name, field in model.model_fields.items()]
+            valid = _keys(model)
             shown = ", ".join(f"`{option}`" for option in valid) or "none"
             raise UsageError(
                 f"`{name}` has no option `{key}`{nearest(key, valid)}; its options: {shown}"
@@ -250,7 +282,10 @@ def _table(path: Path) -> Mapping[str, Any] | None:
         raise UsageError(f"`{path}` can't be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"`{path}` is no valid TOML: {one_line(error)}") from error
-    table = data.get("tool", {}).get("debugkit")
+    tools = data.get("tool", {})
+    table = tools.get("debugkit") if isinstance(tools, Mapping) else None
     if table is None and path.name != "pyproject.toml":
         table = data
-    return table if table is None or isinstance(table, Mapping) else {}
+    if table is not None and not isinstance(table, Mapping):
+        raise UsageError(f"`{path}`: `tool.debugkit` must be a table")
+    return table

@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from pydantic import BaseModel
 
-from debugkit.errors import Broken, Unavailable
+from debugkit.errors import Unavailable, UsageError
 from debugkit.sandbox import Sandbox
-from debugkit.signature import Signature, read_signature
+from debugkit.signature import Signature, place_of, read_signature
 from debugkit.target import Target
 
 Cost = Literal["static", "data", "forward", "backward", "training"]
@@ -67,18 +67,46 @@ _SIGNATURES: dict[Kind, Signature] = {}
 
 
 def collector(kind: Kind) -> Signature:
-    """The needs and options of an evidence kind, read from the signature of its ``collect``."""
+    """The needs and options of an evidence kind, read from the signature of its ``collect``.
+
+    Raises:
+        UsageError: the declaration is wrong; the message starts with ``file:line``.
+    """
     if kind not in _SIGNATURES:
-        _SIGNATURES[kind] = read_signature(kind.collect)  # type: ignore[attr-defined]
+        signature = read_signature(kind.collect)  # type: ignore[attr-defined]
+        if (cost := getattr(kind, "cost", "static")) not in COSTS:
+            raise UsageError(
+                f"{evidence_place(kind)}: the cost of `{evidence_id(kind)}` is `{cost}`; it must be one of "
+                f"{', '.join(COSTS)}"
+            )
+        _SIGNATURES[kind] = signature
     return _SIGNATURES[kind]
 
 
-def closure(kind: Kind) -> frozenset[Kind]:
-    """The kind itself and every kind it must have; optional needs are left out."""
+def evidence_place(kind: Kind) -> str:
+    """``file:line`` of a kind's ``collect``."""
+    return place_of(kind.collect)  # type: ignore[attr-defined]
+
+
+def closure(kind: Kind, *, optional: bool = False) -> frozenset[Kind]:
+    """The kind itself and every kind it builds on; kinds that it can do without only on request.
+
+    Raises:
+        UsageError: kinds need each other in a circle.
+    """
+    return frozenset(_descend(kind, optional, ()))
+
+
+def _descend(kind: Kind, optional: bool, above: tuple[Kind, ...]) -> Iterator[Kind]:
     if kind in GIVEN:
-        return frozenset()
-    needs = collector(kind).needs
-    return frozenset({kind}).union(*(closure(need.kind) for need in needs if not need.optional))
+        return
+    if kind in above:
+        circle = " → ".join(f"`{evidence_id(part)}`" for part in (*above[above.index(kind) :], kind))
+        raise UsageError(f"{evidence_place(kind)}: this evidence needs itself: {circle}")
+    yield kind
+    for need in collector(kind).needs:
+        if optional or not need.optional:
+            yield from _descend(need.kind, optional, (*above, kind))
 
 
 def cost_of(kinds: Iterable[Kind]) -> Cost:
@@ -89,9 +117,13 @@ def cost_of(kinds: Iterable[Kind]) -> Cost:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a kind of evidence could not be collected: ``Unavailable`` or ``Broken``."""
+    """Why a kind of evidence could not be collected: ``Unavailable``, ``Broken``, or a crash."""
 
-    error: Unavailable | Broken
+    error: Exception
+
+    def again(self) -> Exception:
+        """What to raise: a fresh ``Unavailable``, since a traceback would keep released values alive."""
+        return Unavailable(*self.error.args) if isinstance(self.error, Unavailable) else self.error
 
 
 class Ledger:
@@ -124,12 +156,13 @@ class Ledger:
         Raises:
             Unavailable: this target can't give it.
             Broken: the user's program raised while it was measured.
+            Exception: the collector crashed.
         """
         if kind not in self._values:
             self._values[kind] = self._collect(kind)
         value = self._values[kind]
         if isinstance(value, Refusal):
-            raise value.error
+            raise value.again()
         return value
 
     def arguments(self, signature: Signature) -> list[Any]:
@@ -144,9 +177,16 @@ class Ledger:
                 values.append(None)
         return values
 
-    def release(self, keep: Iterable[Kind]) -> None:
-        """Drop every collected value outside ``keep``; refusals stay remembered."""
-        kept = self._given.union(keep)
+    def release(self, wanted: Iterable[Kind] = ()) -> None:
+        """Drop every value that collecting the ``wanted`` kinds won't need; refusals stay remembered."""
+        kept = set(self._given)
+        open_kinds = list(wanted)
+        while open_kinds:
+            kind = open_kinds.pop()
+            if kind not in kept:
+                kept.add(kind)
+                if kind not in self._values:
+                    open_kinds += [need.kind for need in collector(kind).needs]
         for kind in [kind for kind in self._values if kind not in kept]:
             if not isinstance(self._values[kind], Refusal):
                 close = getattr(self._values.pop(kind), "close", None)
@@ -167,5 +207,7 @@ class Ledger:
                 return kind.collect(*arguments, **signature.values(options))  # type: ignore[attr-defined]
             finally:
                 self.seconds[name] = time.perf_counter() - start
-        except (Unavailable, Broken) as error:
+        except Unavailable as error:
+            return Refusal(Unavailable(*error.args))
+        except Exception as error:
             return Refusal(error)

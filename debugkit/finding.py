@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -9,13 +10,24 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 Level = Literal["note", "warn", "fail"]
 
 
+_NO_JSON_NUMBER = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
 def _plain(value: Any) -> Any:
-    """A NumPy or torch scalar as a Python number, so that reports serialise."""
-    item = getattr(value, "item", None)
-    return item() if callable(item) else value
+    """NumPy and torch values as Python ones; the names that JSON reports use for NaN and infinity as numbers."""
+    if isinstance(value, str):
+        return _NO_JSON_NUMBER.get(value, value)
+    tolist = getattr(value, "tolist", None)
+    return tolist() if callable(tolist) else value
 
 
-Scalar = Annotated[bool | int | float | str | None, BeforeValidator(_plain)]
+def _encodable(text: Any) -> Any:
+    """Text from data may hold lone surrogates, which no output can encode."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(text, str) else text
+
+
+Text = Annotated[str, BeforeValidator(_encodable)]
+Scalar = Annotated[bool | int | float | Text | None, BeforeValidator(_plain)]
 Measure = Annotated[Scalar | list[Scalar], BeforeValidator(_plain)]
 
 
@@ -36,12 +48,12 @@ class Finding(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     level: Level
-    message: str
-    where: str | None = None
-    location: str | None = None
-    hint: str | None = None
+    message: Text
+    where: Text | None = None
+    location: Text | None = None
+    hint: Text | None = None
     measured: dict[str, Measure] = {}
-    suppressed: str | None = None
+    suppressed: Text | None = None
 
 
 def fail(

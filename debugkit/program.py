@@ -41,7 +41,7 @@ class Program:
             Broken: the step gave no loss; the message says what is missing.
         """
         batch = batches.to_device(batch, self._target.device)
-        with self._precision():
+        with self.precision():
             if self._target.training_step is not None:
                 return self._run_training_step(batch)
             if self._target.loss_fn is not None:
@@ -53,7 +53,8 @@ class Program:
         return self.run(batch).outputs
 
     @contextmanager
-    def _precision(self) -> Iterator[None]:
+    def precision(self) -> Iterator[None]:
+        """Autocast as training will."""
         dtype = self._target.autocast_dtype
         if dtype is None:
             yield

@@ -6,15 +6,18 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 
 from debugkit.check import Check, is_check
 from debugkit.errors import UsageError, nearest, one_line
-from debugkit.evidence import Kind, closure, evidence_id
+from debugkit.evidence import Kind, evidence_id, evidence_place
+from debugkit.source import shorten
 
 GROUP = "debugkit.checks"
 
@@ -26,9 +29,12 @@ class Registry(Mapping[str, Check]):
         self._checks: dict[str, Check] = {}
         for check in sorted(checks, key=lambda check: (check.family, check.id)):
             check.validate()
-            if (other := self._checks.get(check.id)) is not None:
+            other = self._checks.get(check.id)
+            if other is not None and other.function is not check.function:
                 raise UsageError(f"{check.place}: check `{check.id}` exists already at {other.place}")
             self._checks[check.id] = check
+        self.evidence = _by_id(kind for check in self.values() for kind in check.reads)
+        """Every kind of evidence that some check reads, by id."""
 
     def __getitem__(self, check_id: str) -> Check:
         if check_id not in self._checks:
@@ -48,13 +54,6 @@ class Registry(Mapping[str, Check]):
     def families(self) -> list[str]:
         """The families that have checks."""
         return list(dict.fromkeys(check.family for check in self.values()))
-
-    @property
-    def evidence(self) -> dict[str, Kind]:
-        """Every kind of evidence that some check reads, by id."""
-        kinds: set[Kind] = set().union(*(check.reads for check in self.values()))
-        kinds |= {kind for need in kinds for kind in closure(need)}
-        return {evidence_id(kind): kind for kind in sorted(kinds, key=evidence_id)}
 
     def match(self, patterns: Iterable[str]) -> set[str]:
         """The ids named by ids, families, globs and ``all``.
@@ -84,36 +83,56 @@ def load(folders: Iterable[Path] = ()) -> Registry:
     """
     checks: list[Check] = []
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        try:
-            package = importlib.import_module(entry.value)
-        except Exception as error:
-            raise UsageError(
-                f"the check provider `{entry.name}` can't be imported: {one_line(error)}"
-            ) from error
-        checks += _walk(package, entry.name)
+        checks += _checks_of(_import(entry.module), entry.name)
     for folder in dict.fromkeys(path.resolve() for path in folders):
-        checks += _walk(_import_folder(folder), folder.name)
+        checks += _checks_of(_import_folder(folder), folder.name)
     return Registry(checks)
 
 
-def _walk(package: ModuleType, provider: str) -> Iterator[Check]:
-    seen: set[int] = set()
-    modules = [package]
-    for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if any(part.startswith("_") for part in info.name.split(".")[1:]):
-            continue
-        try:
-            modules.append(importlib.import_module(info.name))
-        except UsageError:
-            raise
-        except Exception as error:
-            raise UsageError(f"`{info.name}` can't be imported: {one_line(error)}") from error
-    for module in modules:
+def _by_id(kinds: Iterable[Kind]) -> dict[str, Kind]:
+    named: dict[str, Kind] = {}
+    for kind in sorted(set(kinds), key=lambda kind: (evidence_id(kind), kind.__module__)):
+        other = named.setdefault(evidence_id(kind), kind)
+        if other is not kind:
+            raise UsageError(
+                f"{evidence_place(kind)}: evidence `{evidence_id(kind)}` exists already at {evidence_place(other)}"
+            )
+    return named
+
+
+def _checks_of(package: ModuleType, provider: str) -> Iterator[Check]:
+    for module in _walk(package):
         family = _family(module, package)
-        for value in vars(module).values():
-            if is_check(value) and value.__module__ == module.__name__ and id(value) not in seen:
-                seen.add(id(value))
+        for value in list(vars(module).values()):
+            if is_check(value) and value.__module__ == module.__name__:
                 yield Check(value, family, provider)
+
+
+def _walk(module: ModuleType) -> Iterator[ModuleType]:
+    """The module and all below it, sorted; names with a leading underscore and what is below them left out."""
+    yield module
+    folders = [Path(folder) for folder in getattr(module, "__path__", ())]
+    names = {info.name for info in pkgutil.iter_modules(map(str, folders))}
+    names |= {below.parent.name for folder in folders for below in folder.glob("*/*.py")}
+    for name in sorted(name for name in names if not name.startswith(("_", "."))):
+        yield from _walk(_import(f"{module.__name__}.{name}"))
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise UsageError(f"{_place(error)}`{name}` can't be imported: {one_line(error)}") from error
+
+
+def _place(error: Exception) -> str:
+    """``file:line: `` of the innermost line that raised, if it has a file."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{shorten(error.filename)}:{error.lineno}: "
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith("<") and frame.filename not in (__file__, importlib.__file__):
+            return f"{shorten(frame.filename)}:{frame.lineno}: "
+    return ""
 
 
 def _family(module: ModuleType, package: ModuleType) -> str:
@@ -126,31 +145,24 @@ def _import_folder(folder: Path) -> ModuleType:
     """Import a folder of check files as a package, wherever it lies and with or without ``__init__.py``."""
     if not folder.is_dir():
         raise UsageError(f"`load` names `{folder}`, which is no folder")
-    known = sys.modules.get(folder.name)
-    if known is not None and [str(folder)] == [
-        str(Path(path).resolve()) for path in getattr(known, "__path__", [])
-    ]:
-        return known
-    if known is not None or importlib.util.find_spec(folder.name) is not None:
-        origin = importlib.util.find_spec(folder.name)
-        places = list(getattr(origin, "submodule_search_locations", None) or []) if origin else []
-        if [str(Path(place).resolve()) for place in places] != [str(folder)]:
+    if "." in folder.name:
+        raise UsageError(f"`load` names `{folder}`; a folder of checks can't have a dot in its name")
+    found = importlib.util.find_spec(folder.name)
+    if found is not None:
+        if [Path(place).resolve() for place in found.submodule_search_locations or ()] != [folder]:
             raise UsageError(f"the folder `{folder}` has the name of another module; rename it")
+        return _import(folder.name)
     init = folder / "__init__.py"
-    spec = importlib.util.spec_from_file_location(
-        folder.name, init if init.exists() else None, submodule_search_locations=[str(folder)]
-    )
-    if spec is None:
-        spec = importlib.machinery.ModuleSpec(folder.name, None, is_package=True)
-    if not init.exists():
-        spec = importlib.machinery.ModuleSpec(folder.name, None, is_package=True)
-        spec.submodule_search_locations = [str(folder)]
+    spec = ModuleSpec(folder.name, None, is_package=True)
+    if init.exists():
+        spec = importlib.util.spec_from_file_location(folder.name, init) or spec
+    spec.submodule_search_locations = [str(folder)]
     module = importlib.util.module_from_spec(spec)
     sys.modules[folder.name] = module
-    if spec.loader is not None:
-        try:
+    try:
+        if init.exists() and spec.loader is not None:
             spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[folder.name]
-            raise UsageError(f"`{init}` can't be imported: {one_line(error)}") from error
+    except Exception as error:
+        del sys.modules[folder.name]
+        raise UsageError(f"{_place(error)}`{folder}` can't be imported: {one_line(error)}") from error
     return module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from debugkit.errors import UsageError
-from debugkit.finding import Finding
+from debugkit.finding import Finding, Text
 
 Status = Literal["pass", "warn", "fail", "skip", "error"]
 FailOn = Literal["warn", "fail", "never"]
@@ -37,7 +38,7 @@ class Result(BaseModel):
     check: str
     family: str
     status: Status
-    reason: str | None = None
+    reason: Text | None = None
     findings: tuple[Finding, ...] = ()
     seconds: float = 0.0
 
@@ -66,11 +67,11 @@ class Report(BaseModel):
 
     schema_version: str = SCHEMA_VERSION
     debugkit_version: str
-    target: str
+    target: Text
     seed: int = 0
     seconds: float = 0.0
     interrupted: bool = False
-    notices: tuple[str, ...] = ()
+    notices: tuple[Text, ...] = ()
     evidence_seconds: dict[str, float] = {}
     results: tuple[Result, ...] = ()
 
@@ -123,6 +124,11 @@ class Report(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
+            version = _schema_version(text)
+            if version is not None and version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
+                raise UsageError(
+                    f"the report has schema version {version}; this debugkit reads {SCHEMA_VERSION}"
+                ) from error
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise UsageError(
@@ -136,6 +142,15 @@ class Report(BaseModel):
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             **cls.model_json_schema(mode="serialization"),
         }
+
+
+def _schema_version(text: str | bytes) -> str | None:
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return None
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    return version if isinstance(version, str) else None
 
 
 def gravest(statuses: Iterable[Status]) -> Status:

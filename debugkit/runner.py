@@ -10,7 +10,7 @@ from typing import Any, Literal
 from debugkit import __version__
 from debugkit.check import Check
 from debugkit.config import Baseline, Config
-from debugkit.errors import Broken, Unavailable, UsageError, one_line
+from debugkit.errors import Broken, Unavailable, UsageError, nearest, one_line
 from debugkit.evidence import COSTS, Deadline, Ledger
 from debugkit.finding import Finding
 from debugkit.registry import Registry, load
@@ -85,19 +85,21 @@ class Run:
         self.target = target
         self.config = Config.read(config)
         self._registry = registry if registry is not None else load(self.config.load)
-        self._options = self.config.options(self._registry, settings)
+        self._options, evidence_options = self.config.options(self._registry, settings)
         self._baseline = baseline
         self._on_event = on_event
         self._used_suppressions: set[int] = set()
         self._results: dict[str, Result] = {}
-        self.ignored = self._ignored()
-        self.plan = self._plan(select, ignore)
+        ignored = self._ignored()
+        chosen = self.choose(select, ignore)
+        self.ignored = {check: ignored[check.id] for check in chosen if check.id in ignored}
+        self.plan = [check for check in chosen if check.id not in ignored]
         self._waiting = list(self.plan)
         self._deadline = Deadline(self.config.budget)
         self._sandbox = Sandbox(target, seed=self.config.seed)
         self._ledger = Ledger(
             {Target: target, Sandbox: self._sandbox, Deadline: self._deadline},
-            self._options,
+            evidence_options,
             self.config.max_cost,
             on_collect=lambda name: on_event("evidence", name),
         )
@@ -114,25 +116,38 @@ class Run:
                         self._on_event("check", check.id)
                         self._results[check.id] = self._judge(check)
                         self._on_event("done", self._results[check.id])
-                        self._waiting.remove(check)
-                        self._ledger.release(set().union(*(later.reads for later in self._waiting)))
+                        self._forget(check)
                 finally:
-                    self._ledger.release(())
+                    self.close()
         except KeyboardInterrupt:
             interrupted = True
         return self.report(interrupted=interrupted, seconds=time.perf_counter() - start)
 
+    def choose(
+        self, select: Iterable[str] | str | None = None, ignore: Iterable[str] | str | None = None
+    ) -> list[Check]:
+        """The affordable checks that a selection names, cheapest first, with those that are ignored."""
+        chosen = self._registry.match(_names(select) or self.config.select)
+        chosen -= self._registry.match(_names(ignore))
+        checks = [self._registry[name] for name in chosen]
+        affordable = COSTS.index(self.config.max_cost)
+        checks = [check for check in checks if COSTS.index(check.cost) <= affordable]
+        return sorted(checks, key=lambda check: (COSTS.index(check.cost), check.family, check.id))
+
     def judge(self, check_id: str) -> Result:
-        """Judge one check in a sandbox of its own; evidence is shared with earlier calls."""
+        """Judge one check in a sandbox of its own; evidence is shared with other calls."""
         check = self._registry[check_id]
+        if (reason := self._ignored().get(check_id)) is not None:
+            return _ignored_result(check, reason)
         with self._sandbox:
             result = self._judge(check)
+            self._forget(check)
         self._results[check_id] = result
         return result
 
     def close(self) -> None:
         """Release all evidence."""
-        self._ledger.release(())
+        self._ledger.release()
 
     def report(self, *, interrupted: bool = False, seconds: float = 0.0) -> Report:
         """The report of what has been judged so far."""
@@ -148,10 +163,7 @@ class Run:
                 for check in self.plan
                 if check.id not in self._results
             ]
-        results += [
-            Result(check=check.id, family=check.family, status="skip", reason=f"ignored: {reason}")
-            for check, reason in self.ignored.items()
-        ]
+        results += [_ignored_result(check, reason) for check, reason in self.ignored.items()]
         return Report(
             debugkit_version=__version__,
             target=self.target.name or type(self.target.model).__name__,
@@ -163,21 +175,18 @@ class Run:
             results=tuple(sorted(results, key=lambda result: (result.family, result.check))),
         )
 
-    def _plan(self, select: Iterable[str] | str | None, ignore: Iterable[str] | str | None) -> list[Check]:
-        chosen = self._registry.match(_names(select) or self.config.select)
-        chosen -= self._registry.match(_names(ignore))
-        chosen -= {check.id for check in self.ignored}
-        affordable = COSTS.index(self.config.max_cost)
-        checks = [self._registry[name] for name in chosen]
-        checks = [check for check in checks if COSTS.index(check.cost) <= affordable]
-        return sorted(checks, key=lambda check: (COSTS.index(check.cost), check.family, check.id))
-
-    def _ignored(self) -> dict[Check, str]:
+    def _ignored(self) -> dict[str, str]:
+        """The reason for each check that the configuration ignores."""
         return {
-            self._registry[name]: reason
+            name: reason
             for pattern, reason in self.config.ignore.items()
-            for name in sorted(self._registry.match([pattern]))
+            for name in self._registry.match([pattern])
         }
+
+    def _forget(self, judged: Check) -> None:
+        """Release the evidence that no check still waiting needs."""
+        self._waiting = [check for check in self._waiting if check is not judged]
+        self._ledger.release(need.kind for check in self._waiting for need in check.signature.needs)
 
     def _judge(self, check: Check) -> Result:
         start = time.perf_counter()
@@ -187,16 +196,22 @@ class Run:
         if not self._deadline.seconds_left:
             status, reason = "skip", f"the budget of {self.config.budget:g} s was used up"
         else:
+            at_work = "a measurement"
             try:
                 arguments = self._ledger.arguments(check.signature)
+                at_work = "the check"
                 options = check.signature.values(self._options[check.id])
-                findings.extend(check.function(*arguments, **options))
+                for finding in check.function(*arguments, **options):
+                    if not isinstance(finding, Finding):
+                        raise TypeError(f"it yielded a `{type(finding).__name__}`, which is no finding")
+                    findings.append(finding)
             except Unavailable as refusal:
                 status, reason = "skip", str(refusal)
             except Broken as error:
                 status, reason = "error", str(error)
+                self._on_event("crash", error)
             except Exception as error:
-                status, reason = "error", f"the check crashed: {one_line(error)}"
+                status, reason = "error", f"{at_work} crashed: {one_line(error)}"
                 self._on_event("crash", error)
         result = Result(
             check=check.id,
@@ -219,7 +234,8 @@ class Run:
         for index, suppression in enumerate(self.config.suppress):
             result = self._results.get(suppression.check)
             if suppression.check not in self._registry:
-                yield f"a suppression names the check `{suppression.check}`, which does not exist"
+                hint = nearest(suppression.check, self._registry)
+                yield f"a suppression names the check `{suppression.check}`, which does not exist{hint}"
             elif (
                 index not in self._used_suppressions
                 and result is not None
@@ -229,6 +245,10 @@ class Run:
         for name in self._sandbox.changed_parameters():
             yield f"the model's forward pass changed the parameter `{name}` in place"
         yield from self._sandbox.notices
+
+
+def _ignored_result(check: Check, reason: str) -> Result:
+    return Result(check=check.id, family=check.family, status="skip", reason=f"ignored: {reason}")
 
 
 def _names(value: Iterable[str] | str | None) -> list[str]:

@@ -45,10 +45,16 @@ class Randomness:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch (all devices)."""
+    """Seed Python, NumPy and torch.
+
+    CUDA devices that are not in use yet are left alone: ``torch.manual_seed`` would queue a seed for the
+    moment when they are, and so change the user's own.
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
 
 
 class _Switches:
@@ -110,7 +116,7 @@ class _TensorState:
                 self.tensor.requires_grad_(self.requires_grad)
             if self.tensor.grad is not self.grad:
                 self.tensor.grad = self.grad
-        if self.values is not None and self.changed:
+        if self.values is not None and not torch.equal(self.tensor.detach().cpu(), self.values):
             keep_version = torch.autograd._unsafe_preserve_version_counter  # type: ignore[attr-defined]
             with torch.no_grad(), keep_version(self.tensor):
                 self.tensor.copy_(self.values)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from debugkit.errors import UsageError
@@ -34,6 +34,20 @@ class Signature:
         """The keyword arguments that validated options stand for."""
         return {name: getattr(options, name) for name in self.options.model_fields}
 
+    def defaults(self, place: str) -> BaseModel:
+        """The options with nothing set.
+
+        Raises:
+            UsageError: a default breaks its own constraint; the message starts with ``place``.
+        """
+        try:
+            return self.options()
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UsageError(
+                f"{place}: the default of option `{first['loc'][0]}` is not valid: {first['msg']}"
+            ) from error
+
 
 def read_signature(function: Callable[..., Any]) -> Signature:
     """Read needs and options from annotations.
@@ -44,17 +58,21 @@ def read_signature(function: Callable[..., Any]) -> Signature:
     """
     try:
         hints = get_type_hints(function, include_extras=True)
-    except NameError as error:
-        raise UsageError(f"{place_of(function)}: an annotation can't be resolved: {error}") from error
+    except Exception as error:
+        raise UsageError(
+            f"{place_of(function)}: an annotation can't be resolved (evidence must be imported at run time): {error}"
+        ) from error
     needs: list[Need] = []
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
             if parameter.default is parameter.empty:
                 raise UsageError(f"{place_of(function)}: option `{name}` has no default")
-            fields[name] = (hints.get(name, Any), parameter.default)
-        elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-            needs.append(_need(function, name, hints.get(name)))
+            if name not in hints:
+                raise UsageError(f"{place_of(function)}: option `{name}` has no type")
+            fields[name] = (hints[name], parameter.default)
+        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            needs.append(_need(function, parameter, hints.get(name)))
         else:
             raise UsageError(f"{place_of(function)}: `*args` and `**kwargs` declare nothing; name each need")
     options: type[BaseModel] = create_model(
@@ -65,6 +83,7 @@ def read_signature(function: Callable[..., Any]) -> Signature:
             validate_default=True,
             populate_by_name=True,
             arbitrary_types_allowed=True,
+            protected_namespaces=(),
             alias_generator=lambda field: field.replace("_", "-"),
         ),
         **fields,
@@ -92,7 +111,7 @@ def describe_option(field: FieldInfo) -> tuple[str, str]:
     return " ".join([kind, *bounds]), field.description or ""
 
 
-def _need(function: Callable[..., Any], name: str, annotation: Any) -> Need:
+def _need(function: Callable[..., Any], parameter: inspect.Parameter, annotation: Any) -> Need:
     from debugkit.evidence import is_evidence
 
     optional = False
@@ -102,8 +121,9 @@ def _need(function: Callable[..., Any], name: str, annotation: Any) -> Need:
             annotation, optional = rest[0], True
     if not is_evidence(annotation):
         shown = getattr(annotation, "__name__", annotation)
+        is_option = parameter.default is not parameter.empty
+        hint = "; an option stands after `*`" if is_option else " (a class with a `collect` method)"
         raise UsageError(
-            f"{place_of(function)}: parameter `{name}` asks for `{shown}`, which is no evidence "
-            "(a class with a `collect` method)"
+            f"{place_of(function)}: parameter `{parameter.name}` asks for `{shown}`, which is no evidence{hint}"
         )
     return Need(annotation, optional)

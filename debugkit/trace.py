@@ -187,6 +187,8 @@ class Recorder(TorchFunctionMode):
         self.module_calls: dict[str, int] = {}
         self.module_shapes: dict[str, tuple[int, ...]] = {}
         self.stack: list[str] = []
+        self.root_call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self.root_output: Any = None
         self._activations: dict[int, Producer] = {}
         self._alive: list[Node] = []
 
@@ -218,10 +220,15 @@ class Recorder(TorchFunctionMode):
         """The operations that computed a tensor, with what was seen of them."""
         return producers(tensor, self._activations)
 
+    def seen_on(self, nodes: set[Node], ops: frozenset[str]) -> Iterator[Producer]:
+        """The recorded activations of some kinds that lie on a graph."""
+        for node in self._alive:
+            producer = self._activations[id(node)]
+            if producer.op in ops and node in nodes:
+                yield producer
+
     def _loss(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        bound = inspect.signature(func).bind(*args, **kwargs)
-        bound.apply_defaults()
-        given = {_RENAMED.get(key, key): value for key, value in bound.arguments.items()}
+        given = bind_loss(func, args, kwargs)
         prediction, target = given.get("input"), given.get("target")
         if not isinstance(prediction, torch.Tensor) or not prediction.numel():
             return func(*args, **kwargs)
@@ -324,7 +331,15 @@ def record(model: torch.nn.Module) -> Iterator[Recorder]:
 
         return pop
 
+    def keep_call(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        recorder.root_call = (args, dict(kwargs))
+
+    def keep_output(module: torch.nn.Module, args: Any, output: Any) -> None:
+        recorder.root_output = output
+
     try:
+        handles.append(model.register_forward_pre_hook(keep_call, with_kwargs=True))
+        handles.append(model.register_forward_hook(keep_output))
         for name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue
@@ -335,6 +350,15 @@ def record(model: torch.nn.Module) -> Iterator[Recorder]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def bind_loss(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a loss call by name, with ``input`` and ``target`` for every loss."""
+    bound = inspect.signature(func).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return {_RENAMED.get(key, key): value for key, value in bound.arguments.items()}
 
 
 def facts_of(tensor: torch.Tensor, class_dim: int) -> Facts:

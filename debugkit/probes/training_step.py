@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from debugkit.batch import tensors
 from debugkit.errors import Broken, one_line
 from debugkit.evidence import Cost
-from debugkit.graph import Node, ancestors, leaves, op_name
+from debugkit.graph import ZERO_GRADIENT_OPS, Node, Producer, ancestors, leaves
 from debugkit.probes.batches import Batches
 from debugkit.program import Program
 from debugkit.sandbox import Sandbox
@@ -57,12 +58,14 @@ class TrainingStep:
         reached: names of the trainable parameters in the loss's graph.
         strangers: parameters in the graph that the model does not register, with their place.
         cuts: places where values left the graph.
-        flat_ops: operations on the loss's path whose gradient is zero everywhere (rounding, sign).
+        flat_calls: operations on the loss's path whose gradient is zero everywhere (rounding, sign).
         module_calls: how often each module ran, by dotted name.
         module_shapes: the shape of each module's last output, where it is a tensor.
         moved_buffers: buffers that the forward pass changed.
         set_modes: whether the step itself changed training flags.
         training_after: each module's training flag after the step.
+        root_call: ``(args, kwargs)`` of the model's own last call, where the step called the model as a whole.
+        output_marks: see :func:`marks`, of that call's outputs.
     """
 
     cost: ClassVar[Cost] = "backward"
@@ -76,12 +79,14 @@ class TrainingStep:
     reached: frozenset[str]
     strangers: tuple[Stranger, ...]
     cuts: tuple[Cut, ...] = field(repr=False)
-    flat_ops: tuple[str, ...]
+    flat_calls: tuple[Producer, ...]
     module_calls: Mapping[str, int] = field(repr=False)
     module_shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
     moved_buffers: frozenset[str]
     set_modes: bool
     training_after: Mapping[str, bool] = field(repr=False)
+    root_call: tuple[tuple[Any, ...], dict[str, Any]] | None = field(repr=False)
+    output_marks: tuple[float, ...] = field(repr=False)
 
     @staticmethod
     def collect(target: Target, sandbox: Sandbox, batches: Batches) -> TrainingStep:
@@ -130,6 +135,16 @@ def run_step(target: Target, batch: Any) -> Any:
         raise Broken(f"the training step raised{_place(error)}: {one_line(error)}") from error
 
 
+def marks(outputs: Any) -> tuple[float, ...]:
+    """Mean and standard deviation of each floating output: equal for equal outputs, cheap to keep."""
+    found: list[float] = []
+    for _, tensor in tensors(outputs):
+        if tensor.is_floating_point() and tensor.numel():
+            values = tensor.detach().double()
+            found += [float(values.mean()), float(values.std(correction=0))]
+    return tuple(found)
+
+
 def gradients_of(model: torch.nn.Module) -> dict[str, Gradient]:
     """The gradients of the trainable parameters as they stand."""
     found = {}
@@ -151,16 +166,17 @@ def gradients_of(model: torch.nn.Module) -> dict[str, Gradient]:
 def _trace(target: Target, batch: Any) -> TrainingStep:
     model = target.model
     modes = {name: module.training for name, module in model.named_modules()}
-    versions = {name: buffer._version for name, buffer in model.named_buffers()}
+    before = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     with record(model) as recorder:
         outcome = run_step(target, batch)
     loss = outcome.loss
+    output_marks = marks(recorder.root_output)
     after = {name: module.training for name, module in model.named_modules()}
     own_backward = any(parameter.grad is not None for parameter in model.parameters())
     nodes: set[Node] = set()
     if loss.requires_grad and not own_backward:
         nodes = set(ancestors([loss.grad_fn]))
-        _backward(loss)
+        backward(loss)
     trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     found = leaves([loss.grad_fn]) if nodes else {}
     gradients = gradients_of(model)
@@ -178,24 +194,35 @@ def _trace(target: Target, batch: Any) -> TrainingStep:
         reached=frozenset(reached),
         strangers=tuple(_strangers(target, found.values(), recorder.created)),
         cuts=tuple(recorder.cuts),
-        flat_ops=tuple(
-            sorted({op_name(n) for n in nodes} & {"round", "sign", "floor", "ceil", "trunc", "heaviside"})
-        ),
+        flat_calls=tuple(recorder.seen_on(nodes, ZERO_GRADIENT_OPS)),
         module_calls=recorder.module_calls,
         module_shapes=recorder.module_shapes,
         moved_buffers=frozenset(
-            n for n, b in model.named_buffers() if b._version != versions.get(n, b._version)
+            name
+            for name, buffer in model.named_buffers()
+            if name in before and not _same(buffer, before[name])
         ),
         set_modes=any(after.get(name) != flag for name, flag in modes.items()),
         training_after=after,
+        root_call=recorder.root_call,
+        output_marks=output_marks,
     )
 
 
-def _backward(loss: torch.Tensor) -> None:
+def backward(loss: torch.Tensor) -> None:
+    """Backpropagate a loss (its mean where it is no scalar).
+
+    Raises:
+        Broken: the backward pass raised.
+    """
     try:
         (loss if loss.numel() == 1 else loss.mean()).backward()  # type: ignore[no-untyped-call]
     except Exception as error:
         raise Broken(f"the backward pass raised: {one_line(error)}") from error
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
 
 
 def _strangers(

@@ -1,0 +1,414 @@
+"""Trainable parameters that get no gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from debugkit import Finding, Target, Unavailable, check, fail, note, warn
+from debugkit.graph import ZERO_GRADIENT_OPS, leaves
+from debugkit.probes.gradients import Gradients
+from debugkit.probes.model_state import ModelState
+from debugkit.probes.training_step import TrainingStep
+from debugkit.testing import blobs, mlp
+from debugkit.trace import Cut
+
+_DELIBERATE = ("detach", "detach_", "data", "item", "tolist", "numpy", "__array__", "tensor", "as_tensor")
+_HARD = (
+    "argmax",
+    "argmin",
+    "argsort",
+    "topk",
+    "gt",
+    "lt",
+    "ge",
+    "le",
+    "eq",
+    "ne",
+    "__gt__",
+    "__lt__",
+    "__ge__",
+    "__le__",
+)
+_HINTS = {
+    "detach": "remove the `detach()`",
+    "detach_": "remove the `detach_()`",
+    "data": "use the tensor itself, not its `.data`",
+    "item": "keep the tensor; `.item()` gives a Python number without a graph",
+    "tolist": "keep the tensor; `.tolist()` gives Python numbers without a graph",
+    "numpy": "stay in torch; NumPy arrays have no graph",
+    "__array__": "stay in torch; NumPy arrays have no graph",
+    "tensor": "use the tensor itself; `torch.tensor(x)` copies the values without the graph",
+    "as_tensor": "use the tensor itself; `torch.as_tensor(x)` of a list copies the values without the graph",
+}
+
+
+@check
+def missing_gradients(
+    target: Target, state: ModelState, step: TrainingStep, gradients: Gradients
+) -> Iterator[Finding]:
+    """A trainable parameter gets no gradient, so training leaves it as it is.
+
+    One backward pass of the user's own step is traced; where a gradient is missing or zero, two more batches
+    with other seeds are run before anything is said.
+
+    ## Why is this bad?
+    Nothing crashes: the rest of the model trains and the loss falls, while a part stays at its initial
+    values. Common causes are a module that is built but never called, a `detach()`, `.data` or `.item()` on
+    the way to the loss, a `no_grad` block, a non-differentiable operation such as `argmax`, layers kept in a
+    plain list, a layer that is created inside `forward`, and reentrant gradient checkpointing whose inputs
+    need no gradient.
+
+    ## What to do
+    Remove the cut that the message names. If a parameter is unused on purpose, remove the module or freeze it
+    with `requires_grad_(False)`, so that the optimizer and distributed training know.
+
+    ## Known limits
+    Experts, LayerDrop and other branches that only run on some batches are a note. A gradient that is zero
+    only because another parameter starts at zero (LoRA's B, a zero-initialised gate) is a note.
+
+    ## References
+    - https://docs.pytorch.org/docs/stable/notes/autograd.html
+    - https://github.com/huggingface/peft/issues/1142
+    - https://karpathy.github.io/2019/04/25/recipe/
+    """
+    trainable = {name: p for name, p in target.model.named_parameters() if p.requires_grad}
+    if not trainable:
+        yield fail(
+            f"nothing trains: all {len(state.requires_grad)} parameters have `requires_grad=False`",
+            hint="call `requires_grad_(True)` on the parts that should train",
+            parameters=len(state.requires_grad),
+        )
+        return
+    if not state.grad_enabled:
+        yield fail(
+            "gradients are switched off where training starts, so no backward pass is possible",
+            hint="undo `torch.set_grad_enabled(False)`, or leave the `torch.no_grad()` block",
+        )
+    if not step.has_graph:
+        yield _no_graph(step, trainable)
+        return
+    if _constant_output(step):
+        raise Unavailable("the model's output is constant by construction; see `logits-vs-probs`")
+    lost, conditional = _apart(target.model, gradients)
+    yield from _lost(target.model, step, gradients, lost)
+    yield from _strangers(step)
+    yield from _zero(target.model, step, gradients)
+    if conditional or gradients.sometimes:
+        some = [*conditional, *gradients.sometimes]
+        yield note(
+            f"{len(some)} parameters only run on some batches (such as `{some[0]}`): experts or dropped layers",
+            parameters=len(some),
+        )
+    if gradients.zero_at_start:
+        yield note(
+            f"{len(gradients.zero_at_start)} parameters have no gradient only while others are zero at the start "
+            f"(such as `{gradients.zero_at_start[0]}`)",
+            parameters=len(gradients.zero_at_start),
+        )
+    if not lost and not gradients.zero:
+        looked = f"{gradients.batches} batch" + ("es" if gradients.batches > 1 else "")
+        yield note(
+            f"all {len(trainable)} trainable parameters get a gradient ({looked})", parameters=len(trainable)
+        )
+
+
+def _no_graph(step: TrainingStep, trainable: Iterable[str]) -> Finding:
+    strong = [cut for cut in step.cuts if cut.op in _DELIBERATE or not cut.grad_enabled]
+    hard = [cut for cut in step.cuts if cut.op in _HARD]
+    cut = next(reversed(strong or hard), None)
+    count = len(list(trainable))
+    if cut is None:
+        return fail(
+            f"the loss has no graph, so none of the {count} trainable parameters gets a gradient",
+            hint="return the loss tensor that the model's outputs lead to",
+            parameters=count,
+        )
+    return fail(
+        f"the loss has no graph, so none of the {count} trainable parameters gets a gradient: {_told(cut)}",
+        where=cut.module or None,
+        location=cut.location,
+        hint=_hint(cut),
+        parameters=count,
+    )
+
+
+def _lost(
+    model: torch.nn.Module, step: TrainingStep, gradients: Gradients, lost: list[str]
+) -> Iterator[Finding]:
+    explained = _explained(model, step, lost)
+    for cut, names in explained:
+        groups = list(_groups(model, names))
+        yield fail(
+            f"{_amount(model, names)} get no gradient ({_places(groups)}): {_told(cut)}",
+            where=groups[0].name,
+            location=cut.location,
+            hint=_hint(cut),
+            parameters=len(names),
+        )
+    rest = set(lost).difference(*(names for _, names in explained))
+    for group in _groups(model, rest):
+        ran = group.is_module and any(
+            calls.get(inner, 0) for calls in gradients.calls for inner in _below(calls, group.name)
+        )
+        told = (
+            "it runs, but its output does not reach the loss"
+            if ran
+            else "it is never used on the way to the loss"
+        )
+        yield fail(
+            f"`{group.name}` gets no gradient in {gradients.batches} batches ({_amount(model, group.names)}): {told}",
+            where=group.name,
+            hint="use it in `forward`, or remove it; if it is unused on purpose, freeze it with "
+            "`requires_grad_(False)`",
+            parameters=len(group.names),
+        )
+
+
+def _strangers(step: TrainingStep) -> Iterator[Finding]:
+    for created in dict.fromkeys(stranger.created for stranger in step.strangers if stranger.created):
+        shapes = [list(s.shape) for s in step.strangers if s.created == created]
+        yield fail(
+            f"{len(shapes)} parameters are created inside a forward pass (shape {shapes[0]}): every call starts from "
+            "new random values and nothing trains them",
+            location=created,
+            hint="create the layer in `__init__` and call it in `forward`",
+            parameters=len(shapes),
+        )
+    hidden = [s for s in step.strangers if s.place and not s.created]
+    if hidden:
+        yield fail(
+            f"{len(hidden)} parameters that the loss depends on are not in `model.parameters()`, so no optimizer "
+            f"trains them (`{hidden[0].place}`, shape {list(hidden[0].shape)})",
+            where=hidden[0].place,
+            hint="hold the modules in `nn.ModuleList` / `nn.ModuleDict`, not in a plain list or dict",
+            parameters=len(hidden),
+        )
+
+
+def _zero(model: torch.nn.Module, step: TrainingStep, gradients: Gradients) -> Iterator[Finding]:
+    if not gradients.zero:
+        return
+    groups = list(_groups(model, gradients.zero))
+    flat = [cut for cut in step.flat_calls if cut.op in ZERO_GRADIENT_OPS]
+    if flat:
+        yield fail(
+            f"{_amount(model, gradients.zero)} get gradients of exactly zero ({_places(groups)}): `{flat[0].op}` on "
+            "the way to the loss has a zero gradient everywhere",
+            where=groups[0].name,
+            location=flat[0].location,
+            hint="use a straight-through estimator or a soft version of the operation",
+            parameters=len(gradients.zero),
+        )
+        return
+    yield warn(
+        f"{_amount(model, gradients.zero)} get gradients of exactly zero in {gradients.batches} batches "
+        f"({_places(groups)}): they can't learn from here",
+        where=groups[0].name,
+        hint="look for units that are dead or saturated (a ReLU that never fires) right after these parameters",
+        parameters=len(gradients.zero),
+    )
+
+
+def _constant_output(step: TrainingStep) -> bool:
+    """Whether a softmax over one unit makes every gradient zero."""
+    return any(
+        producer.op in ("softmax", "log_softmax") and producer.length == 1
+        for call in step.loss_calls
+        if call.connected
+        for producer in call.producers
+    )
+
+
+def _explained(model: torch.nn.Module, step: TrainingStep, lost: list[str]) -> list[tuple[Cut, list[str]]]:
+    """The cuts that took the lost parameters out of the graph, each with the parameters it explains."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    remaining = set(lost)
+    found: list[tuple[Cut, list[str]]] = []
+    ranked = [cut for cut in step.cuts if cut.op in _DELIBERATE or cut.checkpointed or not cut.grad_enabled]
+    ranked += [cut for cut in step.cuts if cut.op in _HARD and cut not in ranked]
+    by_place: dict[tuple[str | None, str, bool], tuple[Cut, set[str]]] = {}
+    if not remaining:
+        return found
+    for cut in ranked:
+        behind = {names[key] for key in leaves(cut.nodes) if key in names} & remaining
+        if behind:
+            key = (
+                cut.location if cut.grad_enabled else None,
+                cut.op if cut.grad_enabled else "",
+                cut.checkpointed,
+            )
+            by_place.setdefault(key, (cut, set()))[1].update(behind)
+    for cut, behind in sorted(by_place.values(), key=lambda pair: (pair[0].op in _HARD, -len(pair[1]))):
+        if covered := behind & remaining:
+            remaining -= covered
+            found.append((cut, [name for name in lost if name in covered]))
+    return found
+
+
+def _apart(model: torch.nn.Module, gradients: Gradients) -> tuple[list[str], list[str]]:
+    """Missing parameters, apart from those of branches that are taken or not depending on the data."""
+    lost: list[str] = []
+    conditional: list[str] = []
+    for name in gradients.missing:
+        (conditional if _is_conditional(model, gradients, name) else lost).append(name)
+    return lost, conditional
+
+
+def _is_conditional(model: torch.nn.Module, gradients: Gradients, name: str) -> bool:
+    """Whether a parameter sits in one of several alike siblings among which the data chooses.
+
+    The choice shows in siblings that ran on some batches and not on others, or in a router beside them: a
+    layer with one output per sibling.
+    """
+    path = name.split(".")
+    for depth in range(1, len(path)):
+        container_name = ".".join(path[:depth])
+        container = model.get_submodule(container_name) if _is_module(model, container_name) else None
+        if not isinstance(container, (torch.nn.ModuleList, torch.nn.ModuleDict)) or len(container) < 2:
+            continue
+        mine = f"{container_name}.{path[depth]}"
+        siblings = [f"{container_name}.{child}" for child, _ in container.named_children()]
+        if any(calls.get(mine, 0) for calls in gradients.calls):
+            continue
+        patterns = {tuple(bool(calls.get(sibling, 0)) for sibling in siblings) for calls in gradients.calls}
+        if not any(any(pattern) for pattern in patterns):
+            continue
+        around = model.get_submodule(container_name.rpartition(".")[0])
+        routed = any(
+            parameter.ndim == 2 and parameter.shape[0] == len(siblings)
+            for child, module in around.named_modules()
+            if not child.startswith(path[depth - 1])
+            for parameter in module._parameters.values()
+            if parameter is not None
+        )
+        if len(patterns) > 1 or routed:
+            return True
+    return False
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Parameters that share a fate: all trainable ones below a module, or one on its own."""
+
+    name: str
+    names: list[str]
+    is_module: bool
+
+
+def _groups(model: torch.nn.Module, names: Iterable[str]) -> Iterator[_Group]:
+    wanted = set(names)
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+
+    def walk(prefix: str, module: torch.nn.Module) -> Iterator[_Group]:
+        start = f"{prefix}." if prefix else ""
+        inside = [name for name in trainable if name.startswith(start)]
+        hit = [name for name in inside if name in wanted]
+        if not hit:
+            return
+        if prefix and len(hit) == len(inside) and len(hit) > 1:
+            yield _Group(prefix, hit, True)
+            return
+        for name in hit:
+            if "." not in name[len(start) :]:
+                yield _Group(name, [name], False)
+        for child, inner in module.named_children():
+            yield from walk(f"{start}{child}", inner)
+
+    yield from walk("", model)
+
+
+def _below(calls: Iterable[str], name: str) -> list[str]:
+    return [inner for inner in calls if inner == name or inner.startswith(f"{name}.")]
+
+
+def _is_module(model: torch.nn.Module, name: str) -> bool:
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def _amount(model: torch.nn.Module, names: Iterable[str]) -> str:
+    listed = list(names)
+    values = sum(model.get_parameter(name).numel() for name in listed)
+    return f"{len(listed)} parameter{'s' if len(listed) != 1 else ''} with {values:,} values"
+
+
+def _places(groups: list[_Group]) -> str:
+    shown = ", ".join(f"`{group.name}`" for group in groups[:3])
+    return shown + (f" and {len(groups) - 3} more" if len(groups) > 3 else "")
+
+
+def _told(cut: Cut) -> str:
+    if cut.checkpointed:
+        return "reentrant gradient checkpointing was given inputs that need no gradient"
+    if not cut.grad_enabled:
+        return f"`{cut.op}` runs with gradients switched off"
+    name = cut.op.strip("_")
+    shown = f".{name}" if name in ("data",) else f"{name}()"
+    return f"`{shown}` takes them out of the graph"
+
+
+def _hint(cut: Cut) -> str:
+    if cut.checkpointed:
+        return "use `use_reentrant=False`, or call `model.enable_input_require_grads()`"
+    if not cut.grad_enabled:
+        return "leave the `torch.no_grad()` block, or freeze these parameters if they are not meant to train"
+    return _HINTS.get(cut.op, f"replace `{cut.op.strip('_')}` with a differentiable operation")
+
+
+class _Detached(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU())
+        self.head = torch.nn.Linear(16, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.encoder(x).detach())
+        return logits
+
+
+class _PlainList(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = [torch.nn.Linear(8, 8)]
+        self.head = torch.nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.hidden[0](x).relu())
+        return logits
+
+
+def good() -> Target:
+    return Target(mlp(), blobs(), torch.nn.CrossEntropyLoss())
+
+
+def good_zero_initialised_head() -> Target:
+    model = mlp()
+    torch.nn.init.zeros_(model[2].weight)  # type: ignore[arg-type]
+    return Target(model, blobs(), torch.nn.CrossEntropyLoss())
+
+
+def bad_unused_layer() -> Target:
+    model = mlp()
+    model.add_module("spare", torch.nn.Linear(4, 4))
+    return Target(model, blobs(), training_step=_without_spare)
+
+
+def bad_detached_encoder() -> Target:
+    return Target(_Detached(), blobs(), torch.nn.CrossEntropyLoss())
+
+
+def bad_layers_in_a_plain_list() -> Target:
+    return Target(_PlainList(), blobs(), torch.nn.CrossEntropyLoss())
+
+
+def _without_spare(model: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    x, y = batch
+    for name, layer in model.named_children():
+        x = x if name == "spare" else layer(x)
+    return torch.nn.functional.cross_entropy(x, y)

@@ -1,0 +1,5 @@
+"""``python -m debugkit``."""
+
+from debugkit.cli import main
+
+main()

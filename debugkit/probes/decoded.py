@@ -1,0 +1,263 @@
+"""Token rows as the model sees them, and the tokenizer that should have made them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from debugkit.batch import input_ids, named, split
+from debugkit.codec import Codec, Habits
+from debugkit.errors import Unavailable
+from debugkit.evidence import Cost
+from debugkit.labels import IGNORED, as_tensor
+from debugkit.probes.batches import Batches
+from debugkit.target import Target
+
+_MOST_ROWS = 256
+_MOST_VECTORS = 1024
+_FEWEST = 8
+_STRUCTURE = 1.3
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRow:
+    """One row of token ids without its padding.
+
+    Attributes:
+        sample: its number in loader order.
+        ids: the ids from the first to the last that are no padding.
+        width: the length of the padded row.
+        types: ``token_type_ids`` of the same positions; ``None`` where the batch has none.
+        text: the text it was made from, where the batch holds it.
+    """
+
+    sample: int
+    ids: tuple[int, ...]
+    width: int
+    types: tuple[int, ...] | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """The first rows of token ids beside their tokenizer.
+
+    Attributes:
+        rows: rows that are not empty.
+        codec: the tokenizer.
+        habits: what it adds around text.
+        exact: whether it is certain where rows begin and end: padding is marked by a mask, or by an id that
+            stands for nothing else.
+        next_token: whether the labels are the ids themselves, as for a causal language model.
+        sequence_labels: whether there is one label per row (classification, similarity, regression).
+        trained: whether the input embedding holds trained rather than freshly drawn vectors; ``None`` without one.
+    """
+
+    cost: ClassVar[Cost] = "data"
+    rows: tuple[TokenRow, ...] = field(repr=False)
+    codec: Codec
+    habits: Habits
+    exact: bool
+    next_token: bool
+    sequence_labels: bool
+    trained: bool | None
+
+    @staticmethod
+    def collect(target: Target, batches: Batches) -> Decoded:
+        """Read the rows of the first batches and learn the tokenizer's habits.
+
+        Raises:
+            Unavailable: there is no tokenizer, or there are no token ids.
+        """
+        if target.tokenizer is None:
+            raise Unavailable("the target has no tokenizer; pass `Target(tokenizer=...)`")
+        codec = Codec(getattr(target.tokenizer, "tokenizer", target.tokenizer))
+        found = [(batch, ids) for batch in batches.items if (ids := _ids(batch)) is not None]
+        if not found:
+            raise Unavailable(
+                "the batches hold no token ids; a mapping needs `input_ids`, a tuple an integer matrix"
+            )
+        texts = [text for _, ids in found[:1] if (text := codec.decode(_bare(ids[0], codec)[:16]))]
+        habits = codec.habits(texts)
+        rows: list[TokenRow] = []
+        exact, first = True, 0
+        for batch, ids in found:
+            mask = _mask(batch, ids)
+            exact &= mask is not None or not _pad_is_ambiguous(codec, habits)
+            rows += _rows(batch, ids, mask, codec, habits, first)
+            first += len(ids)
+        if not rows:
+            raise Unavailable("every row of token ids is empty or padding only")
+        rows = rows[:_MOST_ROWS]
+        labels = [as_tensor(split(batch)[1]) for batch, _ in found]
+        return Decoded(
+            rows=tuple(rows),
+            codec=codec,
+            habits=habits,
+            exact=exact,
+            next_token=all(_same(label, ids) for label, (_, ids) in zip(labels, found, strict=True)),
+            sequence_labels=all(label is not None and label.ndim == 1 for label in labels),
+            trained=embedding_is_trained(target.model, max(max(row.ids) for row in rows)),
+        )
+
+    @property
+    def tokens(self) -> int:
+        """The number of ids in all rows."""
+        return sum(len(row.ids) for row in self.rows)
+
+    @property
+    def padded(self) -> bool:
+        """Whether some row is padded."""
+        return any(len(row.ids) < row.width for row in self.rows)
+
+    @property
+    def longest(self) -> int:
+        """The length of the longest row, without padding."""
+        return max(len(row.ids) for row in self.rows)
+
+    def spans(self, row: TokenRow) -> Iterator[tuple[int, ...]]:
+        """The stretches of a row between special tokens."""
+        span: list[int] = []
+        for index in (*row.ids, None):
+            if index is None or index in self.codec.added:
+                if span:
+                    yield tuple(span)
+                span = []
+            else:
+                span.append(index)
+
+
+def embedding_is_trained(model: torch.nn.Module, largest: int = 0) -> bool | None:
+    """Whether the vectors of the input embedding have the structure that training leaves behind.
+
+    Independent draws of one spread have no singular value above ``(sqrt(rows) + sqrt(columns)) * spread``
+    (Marchenko-Pastur). Trained vectors share directions that stand far above it.
+
+    Args:
+        model: the model.
+        largest: the largest id that the embedding must have a row for.
+
+    Returns:
+        ``None`` where there is no embedding, or one too small to tell.
+    """
+    weight = _embedding(model, largest)
+    if weight is None or weight.is_meta or min(weight.shape) < _FEWEST:
+        return None
+    step = -(-weight.shape[0] // _MOST_VECTORS)
+    rows = weight.detach()[::step].float().cpu()
+    spread = float(rows.square().mean().sqrt())
+    if not rows.isfinite().all() or spread == 0:
+        return None
+    edge = (rows.shape[0] ** 0.5 + rows.shape[1] ** 0.5) * spread
+    return float(torch.linalg.matrix_norm(rows, 2)) > _STRUCTURE * edge
+
+
+def _embedding(model: torch.nn.Module, largest: int) -> torch.Tensor | None:
+    getter = getattr(model, "get_input_embeddings", None)
+    if callable(getter):
+        try:
+            module = getter()
+        except (NotImplementedError, AttributeError):
+            module = None
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, torch.Tensor) and weight.ndim == 2 and weight.is_floating_point():
+            return weight
+    tables = [
+        m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding) and m.num_embeddings > largest
+    ]
+    return max(tables, key=lambda table: table.shape[0], default=None)
+
+
+def _ids(batch: Any) -> torch.Tensor | None:
+    ids = input_ids(batch)
+    if (
+        ids is None
+        and isinstance(batch, Mapping)
+        and isinstance(found := batch.get("input_ids"), torch.Tensor)
+    ):
+        ids = found.flatten(0, 1) if found.ndim == 3 else None
+    if ids is None or ids.is_floating_point() or not ids.numel():
+        return None
+    return ids.detach().cpu()
+
+
+def _mask(batch: Any, ids: torch.Tensor) -> torch.Tensor | None:
+    """Which positions are content, by the batch's own mask."""
+    inputs, _ = split(batch)
+    candidates = [named(batch, "attention_mask")]
+    if isinstance(inputs, (tuple, list)):
+        candidates += [value for value in inputs if isinstance(value, torch.Tensor)]
+    for mask in candidates:
+        if mask is None or mask.numel() != ids.numel() or mask.is_complex():
+            continue
+        mask = mask.detach().cpu().reshape(ids.shape)
+        if bool(((mask == 0) | (mask == 1)).all()) and bool((mask == 1).any()):
+            return mask == 1
+    return None
+
+
+def _rows(
+    batch: Any, ids: torch.Tensor, mask: torch.Tensor | None, codec: Codec, habits: Habits, first: int
+) -> Iterator[TokenRow]:
+    pad = codec.roles.get("pad")
+    strips = pad is not None and (mask is None or not _pad_is_ambiguous(codec, habits))
+    content = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.clone()
+    if strips:
+        content &= ids != pad
+    types = named(batch, "token_type_ids")
+    if types is not None:
+        types = types.detach().cpu().reshape(ids.shape) if types.numel() == ids.numel() else None
+    texts = _texts(batch, len(ids))
+    for number, row in enumerate(ids):
+        places = content[number].nonzero().flatten().tolist()
+        if not places:
+            continue
+        span = slice(places[0], places[-1] + 1)
+        yield TokenRow(
+            sample=first + number,
+            ids=tuple(row[span].tolist()),
+            width=len(row),
+            types=None if types is None else tuple(types[number][span].tolist()),
+            text=texts[number] if texts else None,
+        )
+
+
+def _pad_is_ambiguous(codec: Codec, habits: Habits) -> bool:
+    """Whether the pad id also stands for something else, such as the end of a text."""
+    pad = codec.roles.get("pad")
+    others = {index for role, index in codec.roles.items() if role != "pad"} | habits.special
+    return pad in others
+
+
+def _bare(row: torch.Tensor, codec: Codec) -> list[int]:
+    return [index for index in row.tolist() if index not in codec.added]
+
+
+def _texts(batch: Any, rows: int) -> list[str] | None:
+    """The longest column of texts in the batch, one per row."""
+    values: Sequence[Any] = ()
+    if isinstance(batch, Mapping):
+        values = list(batch.values())
+    elif isinstance(batch, (tuple, list)):
+        values = batch
+    columns = [
+        list(value)
+        for value in values
+        if isinstance(value, (list, tuple)) and len(value) == rows and all(isinstance(v, str) for v in value)
+    ]
+    return max(columns, key=lambda column: sum(map(len, column)), default=None)
+
+
+def _same(labels: torch.Tensor | None, ids: torch.Tensor) -> bool:
+    """Whether labels repeat the ids, in place or one position earlier."""
+    if labels is None or labels.shape != ids.shape or labels.is_floating_point() or ids.shape[1] < 2:
+        return False
+    pairs = ((labels, ids), (labels[:, :-1], ids[:, 1:]))
+    for label, index in pairs:
+        counted = label != IGNORED
+        if counted.any() and float((label == index)[counted].float().mean()) >= 0.9:
+            return True
+    return False

@@ -8,6 +8,7 @@ there is any.
 from __future__ import annotations
 
 import argparse
+import copy
 import fnmatch
 import json
 import os
@@ -30,6 +31,7 @@ import torch
 VOCABULARY, LENGTH, SAMPLES, BATCH = 160, 16, 64, 8
 PAD, BOS, EOS, MASK, MARK, FIRST = 0, 1, 2, 4, 5, 10
 LEARNING_RATE = 1e-3
+LARGEST = 20_000_000
 
 HEADS = {
     "sequence": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
@@ -123,10 +125,16 @@ def build(architecture: str, head: str) -> torch.nn.Module:
     config = shrink(CONFIG_MAPPING[architecture], head)
     kind = getattr(modeling_auto, HEADS[head])[type(config)]
     kind = kind[0] if isinstance(kind, tuple) else kind
-    model = kind(config)
-    if (size := sum(p.numel() for p in model.parameters())) > 5_000_000:
+    if (size := _size_of(kind, config)) > LARGEST:
         raise ValueError(f"its configuration stays large: {size / 1e6:.0f} M parameters")
-    return model.train()  # type: ignore[no-any-return]
+    return kind(config).train()  # type: ignore[no-any-return]
+
+
+def _size_of(kind: Any, config: Any) -> int:
+    """The number of parameters, without the memory for them."""
+    with torch.device("meta"):
+        model = kind(copy.deepcopy(config))
+    return sum(p.numel() for p in model.parameters())
 
 
 def shrink(kind: Any, head: str) -> Any:
@@ -170,6 +178,7 @@ def rows(head: str) -> list[dict[str, torch.Tensor]]:
     """Learnable samples of a head: ``input_ids``, ``attention_mask`` and ``labels`` of :data:`LENGTH` tokens."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(FIRST, VOCABULARY, (SAMPLES, LENGTH), generator=generator)
+    ids[:, 0], ids[:, -1] = BOS, EOS
     if head == "sequence":
         labels = torch.arange(SAMPLES) % 2
         places = torch.randint(1, LENGTH - 1, (SAMPLES,), generator=generator)
@@ -177,11 +186,11 @@ def rows(head: str) -> list[dict[str, torch.Tensor]]:
     elif head == "token":
         labels = ids % 3
     elif head == "causal":
-        ids = ids[:, :4].repeat(1, LENGTH // 4)
+        ids = ids[:, 1:5].repeat(1, LENGTH // 4)
         labels = ids.clone()
     else:
         steps = torch.arange(LENGTH) * torch.randint(1, 4, (SAMPLES, 1), generator=generator)
-        ids = FIRST + (ids[:, :1] + steps) % (VOCABULARY - FIRST)
+        ids = FIRST + (ids[:, 1:2] + steps) % (VOCABULARY - FIRST)
         masked = torch.rand(ids.shape, generator=generator) < 0.15
         masked[:, LENGTH // 2] |= ~masked.any(1)
         labels = ids.masked_fill(~masked, -100)

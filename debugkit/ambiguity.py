@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -28,6 +28,42 @@ def unavoidable_errors(batch: Any, ignore_index: int = -100) -> int:
         pairs = _sample_pairs(inputs, labels.reshape(-1).cpu())
     else:
         return 0
+    return _errors(pairs)
+
+
+def blind_errors(batch: Any, rows: torch.Tensor, targets: torch.Tensor, ignore_index: int = -100) -> int:
+    """How many targets a model gets wrong that sees one token at a time, such as a bigram model.
+
+    Such a model shows itself by giving identical predictions for a token wherever it stands.
+
+    Args:
+        batch: a batch with token ids ``[batch, length]``.
+        rows: predictions ``[positions, classes]`` in the order of the tokens.
+        targets: class indices ``[positions]``.
+        ignore_index: targets that do not count.
+
+    Returns:
+        0 for a model that tells equal tokens apart by their context.
+    """
+    ids = input_ids(batch)
+    if ids is None or len(rows) not in (ids.numel(), ids.shape[0] * (ids.shape[1] - 1)):
+        return 0
+    tokens = (ids if len(rows) == ids.numel() else ids[:, :-1]).reshape(-1).tolist()
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(rows.shape[1], generator=generator, dtype=torch.float64).to(rows.device)
+    marks = (rows.double() * weights).sum(1).tolist()
+    seen: dict[float, int] = {}
+    if len(set(marks)) == len(marks) or any(
+        seen.setdefault(m, t) != t for m, t in zip(marks, tokens, strict=True)
+    ):
+        return 0
+    kept = (
+        (mark, target) for mark, target in zip(marks, targets.tolist(), strict=True) if target != ignore_index
+    )
+    return _errors(kept)
+
+
+def _errors(pairs: Iterable[tuple[Hashable, Any]]) -> int:
     groups: dict[Hashable, Counter[Any]] = defaultdict(Counter)
     for key, target in pairs:
         groups[key][target] += 1

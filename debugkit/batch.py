@@ -36,6 +36,15 @@ def map_tensors(batch: Any, function: Callable[[torch.Tensor], Any]) -> Any:
     return batch
 
 
+def fresh(batch: Any, device: torch.device) -> Any:
+    """A copy of the batch on ``device``, so that a step may write to its inputs without trace."""
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().to(device, copy=True).requires_grad_(tensor.requires_grad)
+
+    return map_tensors(batch, copy)
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
     """The batch with every tensor on ``device``."""
     return map_tensors(batch, lambda tensor: tensor if tensor.device == device else tensor.to(device))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from debugkit import __version__
-from debugkit.errors import UsageError
+from debugkit.errors import UsageError, one_line
 from debugkit.render import FORMATS
 
 if TYPE_CHECKING:
@@ -61,6 +61,12 @@ class _Commands(click.Group):
             raise _exit(str(error), USAGE) from error
         except KeyboardInterrupt as error:
             raise _exit("interrupted", INTERRUPTED) from error
+        except (click.exceptions.Exit, click.ClickException, OSError):
+            raise
+        except Exception as error:
+            if ctx.meta.get(_VERBOSE):
+                traceback.print_exception(error, file=sys.stderr)
+            raise _exit(f"a bug in debugkit: {one_line(error)} (-v shows the traceback)", USAGE) from error
 
 
 def _exit(sentence: str, code: int) -> click.exceptions.Exit:
@@ -239,11 +245,8 @@ def _destinations(formats: Sequence[str], outputs: Sequence[str]) -> list[tuple[
     pairs = [(form, outputs[index] if index < len(outputs) else "-") for index, form in enumerate(formats)]
     on_stdout = [form for form, path in pairs if path == "-"]
     if len(on_stdout) > 1:
-        raise UsageError(
-            f"{' and '.join(map(repr, on_stdout))} can't share stdout; give one an `--output`".replace(
-                "'", "`"
-            )
-        )
+        named = " and ".join(f"`{form}`" for form in on_stdout)
+        raise UsageError(f"{named} can't share stdout; give all but one an `--output`")
     files = [path for _, path in pairs if path != "-"]
     for path in files:
         if files.count(path) > 1:
@@ -401,7 +404,6 @@ def test(ctx: click.Context, ids: tuple[str, ...], config: str | None, color: Co
 
 def _test(check: Check, registry: Registry, stdout: TextIO, color: Color, verbose: bool) -> int:
     """Print a line per example; the number of things that are wrong."""
-    from debugkit.errors import one_line
     from debugkit.terminal import prose
     from debugkit.testing import judge_example
 
@@ -476,4 +478,4 @@ def _page(color: Color, file: TextIO | None = None) -> Page:
 def _echo_json(value: object) -> None:
     import json
 
-    click.echo(json.dumps(value, indent=2))
+    click.echo(json.dumps(value, indent=2, default=str))

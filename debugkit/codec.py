@@ -60,7 +60,11 @@ class Codec:
         encode = getattr(self._tokenizer, "encode", None)
         if not callable(encode):
             return None
-        ids = _first(lambda: encode(text, add_special_tokens=special), lambda: encode(text))
+        ids = _first(
+            lambda: encode(text, add_special_tokens=special, verbose=False),
+            lambda: encode(text, add_special_tokens=special),
+            lambda: encode(text),
+        )
         return _id_list(ids)
 
     def decode(self, ids: Sequence[int]) -> str | None:

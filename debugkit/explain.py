@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from pydantic import BaseModel
 from rich.text import Text
@@ -25,7 +26,9 @@ def explain(check: Check, page: Page) -> None:
     if options:
         _heading(page, "Options")
         for setting, kind, default, description in options:
-            page.line(prose(f"--set {setting}={default}"), Text(f"  {kind}", _QUIET), indent=2, hang=6)
+            page.line(
+                prose(f"--set {setting}={_shown(default)}"), Text(f"  {kind}", _QUIET), indent=2, hang=6
+            )
             if description:
                 page.line(prose(description), indent=6)
     _heading(page, "Evidence")
@@ -63,17 +66,26 @@ def facts(check: Check) -> dict[str, object]:
     }
 
 
-def _options(check: Check) -> Iterator[tuple[str, str, str, str]]:
+def _options(check: Check) -> Iterator[tuple[str, str, Any, str]]:
     """``(id.option, type, default, description)`` of the check's own options, then of its evidence."""
     yield from _fields(check.id, check.signature.options)
     for kind in sorted(check.reads, key=evidence_id):
         yield from _fields(evidence_id(kind), collector(kind).options)
 
 
-def _fields(owner: str, options: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
+def _fields(owner: str, options: type[BaseModel]) -> Iterator[tuple[str, str, Any, str]]:
     for name, field in options.model_fields.items():
         kind, description = describe_option(field)
-        yield f"{owner}.{field.alias or name}", kind, str(field.default), description
+        yield f"{owner}.{field.alias or name}", kind, field.default, description
+
+
+def _shown(default: Any) -> str:
+    """A default as ``--set`` reads it."""
+    if default is None:
+        return "VALUE (unset by default)"
+    if isinstance(default, (list, tuple)):
+        return f"[{', '.join(map(_shown, default))}]"
+    return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def _heading(page: Page, title: str) -> None:

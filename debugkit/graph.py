@@ -158,6 +158,8 @@ def gradient_edge(tensor: torch.Tensor) -> Node:
     """The node of a tensor: its ``grad_fn``, or the accumulator of a leaf that requires a gradient."""
     if tensor.grad_fn is not None:
         return tensor.grad_fn
+    if tensor._base is not None:  # a view that was made under `no_grad`
+        return gradient_edge(tensor._base)
     if tensor.requires_grad:
         return torch.autograd.graph.get_gradient_edge(tensor).node
     return None

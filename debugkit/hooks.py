@@ -1,8 +1,8 @@
 """Which hooks stay in a probe pass: those that the model's computation depends on.
 
 Hooks that libraries install (weight norm, pruning, device placement) compute; hooks that a person adds
-mostly look. A person's hook is kept out unless its code can return a value, since only a returned value
-changes the pass. Hooks on parameters are always kept out: they act on gradients that nobody will use, and
+mostly look. A person's hook is kept out unless its code can return a value or names an in-place operation,
+since only those change the pass. Hooks on parameters are always kept out: they act on gradients that nobody will use, and
 some of them step an optimizer.
 """
 
@@ -11,7 +11,8 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, MutableMapping
+import re
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +26,7 @@ _MODULE_HOOKS = (
     "_backward_pre_hooks",
     "_backward_hooks",
 )
+_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _OBSERVING_CALLS = frozenset(
     {
         "append",
@@ -43,23 +45,24 @@ _OBSERVING_CALLS = frozenset(
 
 
 @contextmanager
-def quiet_hooks(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
-    """Take the hooks that only observe out of the modules and their parameters, then put them back."""
+def quiet_hooks(modules: Iterable[torch.nn.Module], tensors: Iterable[torch.Tensor]) -> Iterator[None]:
+    """Take the hooks that only observe out of all modules, and every hook out of the tensors; then put them back."""
     emptied: list[tuple[MutableMapping[Any, Any], dict[Any, Any]]] = []
+
+    def take_out(hooks: MutableMapping[Any, Any] | None, keep: Callable[[Any], bool]) -> None:
+        if hooks:
+            emptied.append((hooks, dict(hooks)))
+            for key in [key for key, hook in hooks.items() if not keep(hook)]:
+                del hooks[key]
+
     try:
-        for module in modules:
-            for name in _MODULE_HOOKS:
-                hooks = getattr(module, name, None)
-                if hooks:
-                    emptied.append((hooks, dict(hooks)))
-                    for key in [key for key, hook in hooks.items() if not is_structural(hook)]:
-                        del hooks[key]
-            for parameter in module._parameters.values():
-                for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
-                    hooks = getattr(parameter, name, None) if parameter is not None else None
-                    if hooks:
-                        emptied.append((hooks, dict(hooks)))
-                        hooks.clear()
+        for name in _MODULE_HOOKS:
+            take_out(getattr(torch.nn.modules.module, f"_global{name}", None), is_structural)
+            for module in modules:
+                take_out(getattr(module, name, None), is_structural)
+        for tensor in tensors:
+            for name in _TENSOR_HOOKS:
+                take_out(getattr(tensor, name, None), lambda hook: False)
         yield
     finally:
         for hooks, contents in emptied:
@@ -74,10 +77,11 @@ def is_structural(hook: Any) -> bool:
     function = inspect.unwrap(hook) if callable(hook) else hook
     function = getattr(function, "__func__", function)
     if not inspect.isfunction(function):
-        function = getattr(type(function), "__call__", None)
+        function = inspect.getattr_static(type(function), "__call__", None)
         if not inspect.isfunction(function):
             return False
-    return is_library_file(function.__code__.co_filename) or _returns_value(function)
+    in_place = any(re.fullmatch(r"[a-z]\w*[^_]_", name) for name in function.__code__.co_names)
+    return in_place or is_library_file(function.__code__.co_filename) or _returns_value(function)
 
 
 def _returns_value(function: Any) -> bool:

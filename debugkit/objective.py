@@ -66,11 +66,18 @@ class Score:
         return max(self.by_value(first), self.by_errors(unavoidable))
 
     def by_value(self, first: Score) -> float:
-        """Progress of the loss itself; minus infinity where nothing is known of its scale."""
+        """Progress of the loss itself; minus infinity where nothing is known of its scale.
+
+        Below the best constant prediction it runs from -1 (the start) to 0, so that targets far from 0 count.
+        """
         if self.kind == "unknown":
             return (first.value - self.value) / abs(first.value) if first.value else 0.0
         reference = min(first.value, self.constant_value)
-        return 1 - self.value / reference if reference > 0 else float("-inf")
+        if not reference > 0:
+            return float("-inf")
+        if self.value > reference and first.value > reference:
+            return (reference - self.value) / (first.value - reference)
+        return 1 - self.value / reference
 
     def by_errors(self, unavoidable: int = 0) -> float:
         """Progress of the predictions; minus infinity where they are no classes."""
@@ -122,6 +129,16 @@ class Watch(TorchFunctionMode):
                 errors, counted, constant_errors, entropy = _count(func, given)
                 return Score("classes", whole, value, errors, counted, entropy, constant_errors)
             return Score("values", whole, value, 0, given["target"].numel(), _constant(func, given), 0)
+
+    def rows(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Predictions ``[positions, classes]`` and class indices ``[positions]`` of the main loss call."""
+        if self.main is None or not 0 <= self.main < len(self._calls):
+            return None
+        func, given, _ = self._calls[self.main]
+        prediction, target = given["input"].detach(), given["target"].detach()
+        if func not in (F.cross_entropy, F.nll_loss) or prediction.ndim < 2 or target.is_floating_point():
+            return None
+        return prediction.movedim(1, -1).reshape(-1, prediction.shape[1]), target.reshape(-1)
 
     def _find_main(self, loss: torch.Tensor) -> int:
         if loss.grad_fn is None:

@@ -25,7 +25,6 @@ from debugkit.source import is_library_file
 
 DEPTH = 5
 _MOST_FOUND = 1_000_000
-_MOST_ITEMS = 200
 _MOST_COPIED = 1_000_000
 _LARGEST_ARRAY = 2**20
 
@@ -60,7 +59,7 @@ class Attributes(Snapshot):
         super().__init__([owner, *held])
 
 
-def reachable(*roots: Any, leave: Iterable[Any] = (), stop: tuple[type, ...] = ()) -> list[Any]:
+def reachable(*roots: Any, leave: Iterable[Any] = (), stop: tuple[type, ...] = (), most: int | None = None) -> list[Any]:
     """Everything with a state of its own that hangs on the roots, roots included.
 
     A model is followed to any depth, other objects a few steps. Library objects that only a user's function
@@ -70,6 +69,7 @@ def reachable(*roots: Any, leave: Iterable[Any] = (), stop: tuple[type, ...] = (
         roots: where to start.
         leave: values that are left out, with what hangs on them alone.
         stop: types that are found but not looked into.
+        most: how many items of a container to look into; all by default.
     """
     seen = {id(value): value for value in leave}
     found: list[Any] = []
@@ -83,7 +83,7 @@ def reachable(*roots: Any, leave: Iterable[Any] = (), stop: tuple[type, ...] = (
         if depth < DEPTH and not isinstance(value, stop):
             module = isinstance(value, torch.nn.Module)
             trusted = (trusted or module) and not isinstance(value, types.FunctionType)
-            queue.extend((child, 1 if module else depth + 1, trusted) for child in _children(value))
+            queue.extend((child, 1 if module else depth + 1, trusted) for child in _children(value, most))
     return found
 
 
@@ -111,11 +111,11 @@ def _is_followed(value: Any) -> bool:
     return package in _KNOWN or package == "__main__" or (file is not None and not is_library_file(file))
 
 
-def _children(value: Any) -> Iterator[Any]:
+def _children(value: Any, most: int | None) -> Iterator[Any]:
     if isinstance(value, dict):
-        yield from islice(value.values(), _MOST_ITEMS)
+        yield from islice(value.values(), most)
     elif isinstance(value, (*_CONTAINERS, tuple)):
-        yield from islice(value, _MOST_ITEMS)
+        yield from islice(value, most)
     elif isinstance(value, types.FunctionType):
         yield from _referenced(value)
     elif isinstance(value, (types.MethodType, types.BuiltinMethodType)):
@@ -243,8 +243,9 @@ def _seek(file: Any, position: int) -> None:
 def _close_workers(now: dict[str, Any], before: dict[str, Any]) -> None:
     """Stop the persistent workers that a probe started."""
     iterator = now.get("_iterator")
-    if iterator is not before.get("_iterator") and hasattr(iterator, "_shutdown_workers"):
-        iterator._shutdown_workers()
+    stop = getattr(iterator, "_shutdown_workers", None)
+    if stop is not None and iterator is not before.get("_iterator"):
+        stop()
 
 
 def _generator_state(value: Any) -> Any:

@@ -35,12 +35,12 @@ class Program:
         self._target = target
 
     def run(self, batch: Any) -> Outcome:
-        """Forward and loss of one batch (moved to the model's device).
+        """Forward and loss of a copy of one batch on the model's device.
 
         Raises:
             Broken: the step gave no loss; the message says what is missing.
         """
-        batch = batches.to_device(batch, self._target.device)
+        batch = batches.fresh(batch, self._target.device)
         with self.precision():
             if self._target.training_step is not None:
                 return self._run_training_step(batch)

@@ -93,7 +93,7 @@ class Checklist(pytest.Collector):
     """The checks of one target. Its evidence lives from its first test to its last."""
 
     def __init__(self, name: str, parent: pytest.Session, **kwargs: Any) -> None:
-        path = Path(_located(name, parent.config).rpartition(":")[0])
+        path = parent.config.rootpath / _split(name)[0]
         super().__init__(
             name,
             parent,
@@ -188,7 +188,7 @@ class CheckTest(pytest.Item):
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
         """The target's file."""
-        return self.path, None, self.name
+        return self.path, 0, self.name
 
 
 class _Failed(Exception):  # noqa: N818 - a verdict
@@ -322,11 +322,12 @@ def _record(node: pytest.Item, results: Iterable[Result]) -> None:
 
 
 def _words(result: Result) -> str:
-    lines = [f"{result.check}: {result.status}"]
-    if result.reason:
-        lines.append(f"  {printable(result.reason)}")
+    if result.status == "error":
+        return f"{result.check} could not be completed: {printable(result.reason or '')}"
+    lines = []
     for finding in sorted(result.active, key=lambda finding: finding.level != "fail"):
-        lines.append(f"  {printable(finding.message)}")
+        verb = "failed" if finding.level == "fail" else "warned"
+        lines.append(f"{result.check} {verb}: {printable(finding.message)}")
         places = [printable(place) for place in (finding.location, finding.where) if place]
         if places:
             lines.append(f"    at {', '.join(places)}")

@@ -149,7 +149,7 @@ def _import_folder(folder: Path) -> ModuleType:
         raise UsageError(f"`load` names `{folder}`; a folder of checks can't have a dot in its name")
     found = importlib.util.find_spec(folder.name)
     if found is not None:
-        if [Path(place).resolve() for place in found.submodule_search_locations or ()] != [folder]:
+        if {Path(place).resolve() for place in found.submodule_search_locations or ()} != {folder}:
             raise UsageError(f"the folder `{folder}` has the name of another module; rename it")
         return _import(folder.name)
     init = folder / "__init__.py"

@@ -242,8 +242,6 @@ class Run:
                 and result.status not in ("skip", "error")
             ):
                 yield f"the suppression of `{suppression.check}` at `{suppression.where}` matches nothing: remove it"
-        for name in self._sandbox.changed_parameters():
-            yield f"the model's forward pass changed the parameter `{name}` in place"
         yield from self._sandbox.notices
 
 

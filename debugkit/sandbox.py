@@ -1,8 +1,7 @@
 """The sandbox: training proceeds bit for bit as if nothing had been measured.
 
-The state is recorded before anything is touched, and every probe is followed by a restore. Only what a
-probe may change is copied: attributes and buffers always (they are small), parameters only for probes that
-train (:meth:`Sandbox.protect`).
+The state is recorded before anything is touched, and every probe is followed by a restore. Buffers and small
+models are copied on entry; of large ones, a parameter is copied to the CPU just before something writes to it.
 """
 
 from __future__ import annotations
@@ -11,29 +10,36 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from debugkit.errors import Broken
 from debugkit.hooks import quiet_hooks
-from debugkit.objects import Attributes, reachable
+from debugkit.objects import Snapshot, one_way, reachable
 from debugkit.target import Target
+
+COPIED_BYTES = 2**26
+_SMALL_BUFFER = 2**20
+_LOOKED_INTO = 200
 
 
 class Randomness:
-    """The state of every global random generator: Python, NumPy, torch and each CUDA device."""
+    """The state of every global random generator: Python, NumPy, torch and each accelerator in use."""
 
     def __init__(self) -> None:
         self._python = random.getstate()
         self._numpy = np.random.get_state()
         self._torch = torch.get_rng_state()
-        ready = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        self._cuda = torch.cuda.get_rng_state_all() if ready else []
+        self._cuda = torch.cuda.get_rng_state_all() if _cuda_in_use() else []
+        self._mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
 
     def restore(self) -> None:
         """Put every generator back."""
@@ -42,85 +48,163 @@ class Randomness:
         torch.set_rng_state(self._torch)
         if self._cuda:
             torch.cuda.set_rng_state_all(self._cuda)
+        if self._mps is not None:
+            torch.mps.set_rng_state(self._mps)
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch.
+    """Seed Python, NumPy and torch (the CPU and every accelerator in use).
 
-    CUDA devices that are not in use yet are left alone: ``torch.manual_seed`` would queue a seed for the
-    moment when they are, and so change the user's own.
+    ``torch.manual_seed`` would also seed a CUDA device that nobody has used yet, which could not be undone.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if _cuda_in_use():
         torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
+
+
+def _cuda_in_use() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
 
 
 class _Switches:
     """Global switches of torch that a forward pass may flip."""
 
     def __init__(self) -> None:
-        self._grad = torch.is_grad_enabled()
-        self._dtype = torch.get_default_dtype()
-        self._deterministic = (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-        )
-        self._matmul = torch.get_float32_matmul_precision()
-        self._cudnn = (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic)
-        self._anomaly = torch.is_anomaly_enabled()
-        self._autocast = {
-            kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
-            for kind in ("cpu", "cuda")
-        }
+        deterministic = torch.is_deterministic_algorithms_warn_only_enabled
+        cudnn = torch.backends.cudnn
+        self._undo = [
+            *_switch(torch.is_grad_enabled, torch.set_grad_enabled),
+            *_switch(torch.get_default_dtype, torch.set_default_dtype),
+            *_switch(torch.is_anomaly_enabled, torch.set_anomaly_enabled),
+            *_switch(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+            *_switch(
+                lambda: (torch.are_deterministic_algorithms_enabled(), deterministic()),
+                lambda state: torch.use_deterministic_algorithms(state[0], warn_only=state[1]),
+            ),
+            *_switch(lambda: cudnn.benchmark, lambda state: setattr(cudnn, "benchmark", state)),
+            *_switch(lambda: cudnn.deterministic, lambda state: setattr(cudnn, "deterministic", state)),
+        ]
+        for kind in ("cpu", "cuda"):
+            self._undo += [
+                *_switch(partial(torch.is_autocast_enabled, kind), partial(torch.set_autocast_enabled, kind)),
+                *_switch(partial(torch.get_autocast_dtype, kind), partial(torch.set_autocast_dtype, kind)),
+            ]
 
     def restore(self) -> None:
-        torch.set_grad_enabled(self._grad)
-        if torch.get_default_dtype() is not self._dtype:
-            torch.set_default_dtype(self._dtype)
-        torch.use_deterministic_algorithms(self._deterministic[0], warn_only=self._deterministic[1])
-        if torch.get_float32_matmul_precision() != self._matmul:
-            torch.set_float32_matmul_precision(self._matmul)
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = self._cudnn
-        torch.set_anomaly_enabled(self._anomaly)
-        for kind, (enabled, dtype) in self._autocast.items():
-            torch.set_autocast_enabled(kind, enabled)
-            torch.set_autocast_dtype(kind, dtype)
+        for undo in self._undo:
+            undo()
+        torch.clear_autocast_cache()
+
+
+def _switch(read: Callable[[], Any], write: Callable[[Any], object]) -> Iterator[Callable[[], object]]:
+    """How to put a switch back; nothing for one that torch refuses to read (a precision set in two ways)."""
+    with suppress(RuntimeError):
+        state = read()
+        yield lambda: None if read() == state else write(state)
 
 
 class _TensorState:
-    """A tensor's flags and gradient; its values too once :meth:`keep_values` was called."""
+    """A tensor's memory, flags, gradient and version; its values too once :meth:`keep_values` was called."""
 
-    def __init__(self, tensor: torch.Tensor, *, values: bool) -> None:
+    def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
-        self.requires_grad = tensor.requires_grad
+        self.bytes = tensor.numel() * tensor.element_size() if not _is_lazy(tensor) else 0
         self.grad = tensor.grad if tensor.is_leaf else None
-        self.grad_copy: torch.Tensor | None = None
-        self.version = tensor._version if not tensor.is_inference() else 0
-        self.values: torch.Tensor | None = None
-        if values:
-            self.keep_values()
-
-    def keep_values(self) -> None:
-        if self.values is None and not self.tensor.is_meta:
-            self.values = self.tensor.detach().to("cpu", copy=True)
+        self._leaf = tensor.is_leaf
+        self._requires_grad = tensor.requires_grad
+        self._values: torch.Tensor | None = None
+        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+        self._data = tensor.data if plain else None
+        self._version = None if tensor.is_inference() else torch.autograd._unsafe_preserve_version_counter(tensor)  # type: ignore[attr-defined]
 
     @property
-    def changed(self) -> bool:
-        return not self.tensor.is_inference() and self.tensor._version != self.version
+    def kept(self) -> bool:
+        """Whether nothing more has to be copied before the values may change."""
+        return self._values is not None or self.tensor.is_meta or not self.bytes
+
+    def keep_values(self) -> None:
+        if not self.kept:
+            self._values = self.tensor.detach().to("cpu", copy=True)
 
     def restore(self) -> None:
-        if self.tensor.is_leaf:
-            if self.tensor.requires_grad != self.requires_grad:
-                self.tensor.requires_grad_(self.requires_grad)
-            if self.tensor.grad is not self.grad:
-                self.tensor.grad = self.grad
-        if self.values is not None and not torch.equal(self.tensor.detach().cpu(), self.values):
-            keep_version = torch.autograd._unsafe_preserve_version_counter  # type: ignore[attr-defined]
-            with torch.no_grad(), keep_version(self.tensor):
-                self.tensor.copy_(self.values)
-            self.version = self.tensor._version
+        tensor = self.tensor
+        if self._data is not None and not tensor.data.is_set_to(self._data):
+            tensor.data = self._data
+        with torch.no_grad(), self._version or nullcontext():
+            if self._values is not None and not _same_bits(tensor.detach().cpu(), self._values):
+                tensor.copy_(self._values)
+        if self._leaf:
+            if not tensor.is_leaf:
+                tensor.detach_()
+            if tensor.requires_grad != self._requires_grad:
+                tensor.requires_grad_(self._requires_grad)
+            if tensor.grad is not self.grad:
+                tensor.grad = self.grad
+
+
+def _keep_small(states: Iterable[_TensorState]) -> None:
+    """Copy what is cheap to copy. Small buffers always: BatchNorm kernels write to them without saying so."""
+    room = COPIED_BYTES
+    for state in sorted(states, key=lambda state: state.bytes):
+        room -= state.bytes
+        buffer = state.bytes <= _SMALL_BUFFER and not isinstance(state.tensor, torch.nn.Parameter)
+        if buffer or room >= 0:
+            state.keep_values()
+
+
+def _is_lazy(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer))
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.layout is not torch.strided or one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    flat = [tensor.resolve_conj().resolve_neg().reshape(-1).view(torch.uint8) for tensor in (one, other)]
+    return torch.equal(*flat)
+
+
+class _CopyOnWrite(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Copies the values of a watched tensor just before an operation writes to its memory, by any alias."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, states: Iterable[_TensorState]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._watched: defaultdict[int, list[_TensorState]] = defaultdict(list)
+        for state in states:
+            self._watched[_memory(state.tensor)].append(state)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        for tensor in _written(func, args, kwargs or {}):
+            for state in self._watched.pop(_memory(tensor), ()):
+                state.keep_values()
+        return func(*args, **(kwargs or {}))
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (RuntimeError, NotImplementedError):  # no storage of its own, such as a sparse tensor
+        return id(tensor)
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
+    """The tensors that an operation's schema says it writes to."""
+    schema = getattr(func, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return
+    for position, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            for item in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(item, torch.Tensor):
+                    yield item
 
 
 class Sandbox:
@@ -134,6 +218,7 @@ class Sandbox:
         grad_enabled: whether gradients were enabled when the sandbox was entered.
         notices: what the user should know about the run that could not be undone.
         training: each module's training flag, by dotted name (the root is ``""``), as given.
+        one_way: the kinds of iterators behind ``train_loader`` that reading uses up.
     """
 
     def __init__(self, target: Target, seed: int = 0) -> None:
@@ -142,59 +227,51 @@ class Sandbox:
         self.notices: list[str] = []
         self.grad_enabled = torch.is_grad_enabled()
         self.training = {name: module.training for name, module in target.model.named_modules()}
+        self.one_way: list[str] = []
 
     def __enter__(self) -> Sandbox:
+        target = self._target
         self._randomness = Randomness()
         self._switches = _Switches()
-        self._modules = list(self._target.model.modules())
-        for part in (self._target.loss_fn, self._target.metric, self._target.training_step):
-            if isinstance(part, torch.nn.Module):
-                self._modules += [module for module in part.modules() if module not in self._modules]
-        owners: list[Any] = [*self._modules]
-        owners += reachable(self._target.train_loader, self._target.eval_loader, self._target.scheduler)
-        for module in self._modules:
-            owners += [value for value in vars(module).values() if _is_state(value)]
-        self._attributes = [Attributes(owner) for owner in {id(owner): owner for owner in owners}.values()]
-        self._optimizer = Attributes(self._target.optimizer) if self._target.optimizer is not None else None
-        self._parameters = {
-            id(tensor): _TensorState(tensor, values=False)
-            for module in self._modules
-            for tensor in module._parameters.values()
-            if tensor is not None
-        }
-        self._buffers = [_TensorState(tensor, values=True) for tensor in self._loose_tensors()]
+        stop = (torch.nn.Module, torch.optim.Optimizer)
+        train = reachable(target.train_loader, stop=stop, most=_LOOKED_INTO)
+        data = train + reachable(
+            target.eval_loader, target.tokenizer, leave=train, stop=stop, most=_LOOKED_INTO
+        )
+        self.one_way = one_way(train)
+        learners = [value for value in data if isinstance(value, stop)]
+        data = [value for value in data if not isinstance(value, stop)]
+        rest = (target.loss_fn, target.training_step, target.metric, target.optimizer, target.scheduler)
+        program = reachable(target.model, *learners, *rest, leave=data)
+        self._data, self._program = Snapshot(data), Snapshot(program)
+        self._modules = [value for value in program if isinstance(value, torch.nn.Module)]
+        self._data_tensors = _states(data)
+        self._tensors = _states(program)
+        _keep_small([*self._tensors.values(), *self._data_tensors.values()])
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.restore()
+        with _uninterrupted():
+            self._data.restore()
+            for state in self._data_tensors.values():
+                state.restore()
+            self.restore()
+        del self._data, self._program, self._modules, self._data_tensors, self._tensors
 
     def restore(self) -> None:
-        """Put everything back as it was on entry. An interrupt waits until this is done."""
+        """Put everything back as it was on entry, but for the data. An interrupt waits until this is done."""
         with _uninterrupted():
-            for attributes in self._attributes:
-                attributes.restore()
-            if self._optimizer is not None:
-                self._optimizer.restore()
-            for state in (*self._parameters.values(), *self._buffers):
+            self._program.restore()
+            for state in self._tensors.values():
                 state.restore()
             self._switches.restore()
             self._randomness.restore()
 
     def protect(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Copy the values of these parameters to the CPU now, so that a probe may change them."""
+        """Copy the values of these tensors to the CPU now, so that training them is not slowed down by a watch."""
         for tensor in tensors:
-            if (state := self._parameters.get(id(tensor))) is not None:
+            if (state := self._tensors.get(id(tensor))) is not None:
                 state.keep_values()
-
-    def changed_parameters(self) -> list[str]:
-        """Names of parameters that the model's own forward pass changed in place and nobody protected."""
-        return [
-            name
-            for name, tensor in self._target.model.named_parameters()
-            if (state := self._parameters.get(id(tensor))) is not None
-            and state.values is None
-            and state.changed
-        ]
 
     @contextmanager
     def probe(self, *, hooks: bool = False) -> Iterator[None]:
@@ -203,36 +280,28 @@ class Sandbox:
         The user's own hooks stay out, unless ``hooks`` or the model depends on them (see
         :mod:`debugkit.hooks`). A compiled model runs eagerly. An optimizer step inside is refused.
         """
+        states = [*self._tensors.values(), *self._data_tensors.values()]
         refusal = register_optimizer_step_pre_hook(_refuse_step)
         try:
             seed_everything(self._seed)
-            for state in self._parameters.values():
-                state.tensor.grad = None
-            quiet = nullcontext() if hooks else quiet_hooks(self._modules)
-            with quiet, _eager(), torch.enable_grad():
+            for state in states:
+                if state.grad is not None:
+                    state.tensor.grad = None
+            with ExitStack() as stack:
+                if not hooks:
+                    stack.enter_context(quiet_hooks(self._modules, [state.tensor for state in states]))
+                if watched := [state for state in states if not state.kept]:
+                    stack.enter_context(_CopyOnWrite(watched))
+                stack.enter_context(_eager())
+                stack.enter_context(torch.enable_grad())
                 yield
         finally:
             refusal.remove()
             self.restore()
 
-    def _loose_tensors(self) -> Iterator[torch.Tensor]:
-        """Buffers and tensors that are plain attributes of a module."""
-        seen: set[int] = set(self._parameters)
-        for module in self._modules:
-            for value in (*module._buffers.values(), *vars(module).values()):
-                if isinstance(value, torch.Tensor) and id(value) not in seen and value.is_leaf:
-                    seen.add(id(value))
-                    yield value
 
-
-def _is_state(value: Any) -> bool:
-    """A plain object beside the modules that a forward pass may write to, such as a model's config."""
-    return (
-        hasattr(value, "__dict__")
-        and not isinstance(value, (torch.nn.Module, torch.Tensor, type))
-        and not callable(value)
-        and type(value).__module__ != "builtins"
-    )
+def _states(values: Iterable[Any]) -> dict[int, _TensorState]:
+    return {id(value): _TensorState(value) for value in values if isinstance(value, torch.Tensor)}
 
 
 class _TwinStep(threading.local):
@@ -263,10 +332,8 @@ def _refuse_step(optimizer: Any, *_: Any) -> None:
 @contextmanager
 def _eager() -> Iterator[None]:
     """Compiled models run eagerly inside, so that no probe compiles or pollutes a cache."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
+    stance = getattr(torch.compiler, "set_stance", None)
+    with stance("force_eager") if stance and "torch._dynamo" in sys.modules else nullcontext():
         yield
 
 

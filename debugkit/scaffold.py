@@ -26,7 +26,7 @@ from debugkit.probes.batches import Batches
 from debugkit.testing import blobs, mlp
 from pydantic import Field
 
-Share = Annotated[float, Field(ge=0, le=1, description="share of all-zero samples that is fine")]
+Share = Annotated[float, Field(ge=0, le=1, description="share that is fine")]
 
 
 @check
@@ -45,10 +45,11 @@ def {function}(batches: Batches, *, max_share: Share = 0.01) -> Iterator[Finding
     seen = zero = 0
     for batch in batches.items:
         inputs, _ = split(batch)
-        empty = [(x == 0).flatten(1).all(dim=1) for _, x in tensors(inputs) if x.ndim > 1]
-        if empty:
-            seen += len(empty[0])
-            zero += int(torch.stack(empty).all(dim=0).sum())
+        columns = [x.flatten(1) for _, x in tensors(inputs) if x.ndim > 1]
+        if columns:
+            empty = torch.stack([(x == 0).all(dim=1) for x in columns]).all(dim=0)
+            seen += len(empty)
+            zero += int(empty.sum())
     if not seen:
         raise Unavailable("the batches hold no tensors, so there is nothing to look at")
     found = f"{{zero}} of {{seen}} samples have every input at 0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from debugkit.errors import UsageError
+from debugkit.errors import UsageError, one_line
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def read_signature(function: Callable[..., Any]) -> Signature:
         if parameter.kind is parameter.KEYWORD_ONLY:
             if parameter.default is parameter.empty:
                 raise UsageError(f"{place_of(function)}: option `{name}` has no default")
+            if name.startswith("_"):
+                raise UsageError(f"{place_of(function)}: option `{name}` starts with an underscore")
             if name not in hints:
                 raise UsageError(f"{place_of(function)}: option `{name}` has no type")
             fields[name] = (hints[name], parameter.default)
@@ -75,20 +78,7 @@ def read_signature(function: Callable[..., Any]) -> Signature:
             needs.append(_need(function, parameter, hints.get(name)))
         else:
             raise UsageError(f"{place_of(function)}: `*args` and `**kwargs` declare nothing; name each need")
-    options: type[BaseModel] = create_model(
-        "Options",
-        __config__=ConfigDict(
-            extra="forbid",
-            frozen=True,
-            validate_default=True,
-            populate_by_name=True,
-            arbitrary_types_allowed=True,
-            protected_namespaces=(),
-            alias_generator=lambda field: field.replace("_", "-"),
-        ),
-        **fields,
-    )
-    return Signature(tuple(needs), options)
+    return Signature(tuple(needs), _options(function, fields))
 
 
 def place_of(function: Callable[..., Any]) -> str:
@@ -109,6 +99,25 @@ def describe_option(field: FieldInfo) -> tuple[str, str]:
             if (bound := getattr(constraint, attribute, None)) is not None:
                 bounds.append(f"{sign} {bound}")
     return " ".join([kind, *bounds]), field.description or ""
+
+
+def _options(function: Callable[..., Any], fields: dict[str, Any]) -> type[BaseModel]:
+    config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        populate_by_name=True,
+        arbitrary_types_allowed=True,
+        protected_namespaces=(),
+        alias_generator=lambda field: field.replace("_", "-"),
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model: type[BaseModel] = create_model("Options", __config__=config, **fields)
+    except Exception as error:
+        raise UsageError(f"{place_of(function)}: the options can't be read: {one_line(error)}") from error
+    return model
 
 
 def _need(function: Callable[..., Any], parameter: inspect.Parameter, annotation: Any) -> Need:

@@ -60,9 +60,6 @@ _ACTIVATIONS = frozenset(
     }
 )
 _LEAVES_GRAPH = frozenset({"item", "tolist", "numpy", "__array__", "__float__", "__int__"})
-_INITIALISES = frozenset(
-    {"uniform_", "normal_", "fill_", "zero_", "copy_", "trunc_normal_", "kaiming_uniform_"}
-)
 _SAMPLED_ROWS = 512
 _MOST_EVENTS = 4000
 
@@ -203,8 +200,10 @@ class Recorder(TorchFunctionMode):
                 return func(*args, **kwargs)
         if func in LOSSES:
             return self._loss(func, args, kwargs)
-        if name in _INITIALISES and args and isinstance(args[0], torch.nn.Parameter) and self.stack:
-            self.created.setdefault(id(args[0]), user_location())
+        if self.stack and name.endswith("_"):
+            for value in _tensors_in(args, kwargs):
+                if isinstance(value, torch.nn.Parameter):
+                    self.created.setdefault(id(value), user_location())
         result = func(*args, **kwargs)
         if name in _ACTIVATIONS:
             self._activation(name, result, args, kwargs)
@@ -352,9 +351,7 @@ def record(model: torch.nn.Module) -> Iterator[Recorder]:
             handle.remove()
 
 
-def bind_loss(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
+def bind_loss(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a loss call by name, with ``input`` and ``target`` for every loss."""
     bound = inspect.signature(func).bind(*args, **kwargs)
     bound.apply_defaults()

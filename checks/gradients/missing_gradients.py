@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import torch
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
 from debugkit.graph import ZERO_GRADIENT_OPS, leaves
+from debugkit.parameters import amount, groups_of, places
 from debugkit.probes.gradients import Gradients
 from debugkit.probes.model_state import ModelState
 from debugkit.probes.training_step import TrainingStep
@@ -92,12 +92,11 @@ def missing_gradients(
         return
     if _constant_output(step):
         raise Unavailable("the model's output is constant by construction; see `logits-vs-probs`")
-    lost, conditional = _apart(target.model, gradients)
+    lost = [name for name in gradients.missing if name not in gradients.conditional]
     yield from _lost(target.model, step, gradients, lost)
     yield from _strangers(step)
     yield from _zero(target.model, step, gradients)
-    if conditional or gradients.sometimes:
-        some = [*conditional, *gradients.sometimes]
+    if some := [*gradients.conditional, *gradients.sometimes]:
         yield note(
             f"{len(some)} parameters only run on some batches (such as `{some[0]}`): experts or dropped layers",
             parameters=len(some),
@@ -140,26 +139,24 @@ def _lost(
 ) -> Iterator[Finding]:
     explained = _explained(model, step, lost)
     for cut, names in explained:
-        groups = list(_groups(model, names))
+        groups = list(groups_of(model, names))
         yield fail(
-            f"{_amount(model, names)} get no gradient ({_places(groups)}): {_told(cut)}",
+            f"{amount(model, names)} get no gradient ({places(groups)}): {_told(cut)}",
             where=groups[0].name,
             location=cut.location,
             hint=_hint(cut),
             parameters=len(names),
         )
     rest = set(lost).difference(*(names for _, names in explained))
-    for group in _groups(model, rest):
-        ran = group.is_module and any(
-            calls.get(inner, 0) for calls in gradients.calls for inner in _below(calls, group.name)
-        )
+    for group in groups_of(model, rest):
+        ran = group.is_module and any(group.contains(name) for calls in gradients.calls for name in calls)
         told = (
             "it runs, but its output does not reach the loss"
             if ran
             else "it is never used on the way to the loss"
         )
         yield fail(
-            f"`{group.name}` gets no gradient in {gradients.batches} batches ({_amount(model, group.names)}): {told}",
+            f"`{group.name}` gets no gradient in {gradients.batches} batches ({amount(model, group.names)}): {told}",
             where=group.name,
             hint="use it in `forward`, or remove it; if it is unused on purpose, freeze it with "
             "`requires_grad_(False)`",
@@ -191,11 +188,11 @@ def _strangers(step: TrainingStep) -> Iterator[Finding]:
 def _zero(model: torch.nn.Module, step: TrainingStep, gradients: Gradients) -> Iterator[Finding]:
     if not gradients.zero:
         return
-    groups = list(_groups(model, gradients.zero))
+    groups = list(groups_of(model, gradients.zero))
     flat = [cut for cut in step.flat_calls if cut.op in ZERO_GRADIENT_OPS]
     if flat:
         yield fail(
-            f"{_amount(model, gradients.zero)} get gradients of exactly zero ({_places(groups)}): `{flat[0].op}` on "
+            f"{amount(model, gradients.zero)} get gradients of exactly zero ({places(groups)}): `{flat[0].op}` on "
             "the way to the loss has a zero gradient everywhere",
             where=groups[0].name,
             location=flat[0].location,
@@ -204,8 +201,8 @@ def _zero(model: torch.nn.Module, step: TrainingStep, gradients: Gradients) -> I
         )
         return
     yield warn(
-        f"{_amount(model, gradients.zero)} get gradients of exactly zero in {gradients.batches} batches "
-        f"({_places(groups)}): they can't learn from here",
+        f"{amount(model, gradients.zero)} get gradients of exactly zero in {gradients.batches} batches "
+        f"({places(groups)}): they can't learn from here",
         where=groups[0].name,
         hint="look for units that are dead or saturated (a ReLU that never fires) right after these parameters",
         parameters=len(gradients.zero),
@@ -246,101 +243,6 @@ def _explained(model: torch.nn.Module, step: TrainingStep, lost: list[str]) -> l
             remaining -= covered
             found.append((cut, [name for name in lost if name in covered]))
     return found
-
-
-def _apart(model: torch.nn.Module, gradients: Gradients) -> tuple[list[str], list[str]]:
-    """Missing parameters, apart from those of branches that are taken or not depending on the data."""
-    lost: list[str] = []
-    conditional: list[str] = []
-    for name in gradients.missing:
-        (conditional if _is_conditional(model, gradients, name) else lost).append(name)
-    return lost, conditional
-
-
-def _is_conditional(model: torch.nn.Module, gradients: Gradients, name: str) -> bool:
-    """Whether a parameter sits in one of several alike siblings among which the data chooses.
-
-    The choice shows in siblings that ran on some batches and not on others, or in a router beside them: a
-    layer with one output per sibling.
-    """
-    path = name.split(".")
-    for depth in range(1, len(path)):
-        container_name = ".".join(path[:depth])
-        container = model.get_submodule(container_name) if _is_module(model, container_name) else None
-        if not isinstance(container, (torch.nn.ModuleList, torch.nn.ModuleDict)) or len(container) < 2:
-            continue
-        mine = f"{container_name}.{path[depth]}"
-        siblings = [f"{container_name}.{child}" for child, _ in container.named_children()]
-        if any(calls.get(mine, 0) for calls in gradients.calls):
-            continue
-        patterns = {tuple(bool(calls.get(sibling, 0)) for sibling in siblings) for calls in gradients.calls}
-        if not any(any(pattern) for pattern in patterns):
-            continue
-        around = model.get_submodule(container_name.rpartition(".")[0])
-        routed = any(
-            parameter.ndim == 2 and parameter.shape[0] == len(siblings)
-            for child, module in around.named_modules()
-            if not child.startswith(path[depth - 1])
-            for parameter in module._parameters.values()
-            if parameter is not None
-        )
-        if len(patterns) > 1 or routed:
-            return True
-    return False
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Parameters that share a fate: all trainable ones below a module, or one on its own."""
-
-    name: str
-    names: list[str]
-    is_module: bool
-
-
-def _groups(model: torch.nn.Module, names: Iterable[str]) -> Iterator[_Group]:
-    wanted = set(names)
-    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
-
-    def walk(prefix: str, module: torch.nn.Module) -> Iterator[_Group]:
-        start = f"{prefix}." if prefix else ""
-        inside = [name for name in trainable if name.startswith(start)]
-        hit = [name for name in inside if name in wanted]
-        if not hit:
-            return
-        if prefix and len(hit) == len(inside) and len(hit) > 1:
-            yield _Group(prefix, hit, True)
-            return
-        for name in hit:
-            if "." not in name[len(start) :]:
-                yield _Group(name, [name], False)
-        for child, inner in module.named_children():
-            yield from walk(f"{start}{child}", inner)
-
-    yield from walk("", model)
-
-
-def _below(calls: Iterable[str], name: str) -> list[str]:
-    return [inner for inner in calls if inner == name or inner.startswith(f"{name}.")]
-
-
-def _is_module(model: torch.nn.Module, name: str) -> bool:
-    try:
-        model.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
-
-
-def _amount(model: torch.nn.Module, names: Iterable[str]) -> str:
-    listed = list(names)
-    values = sum(model.get_parameter(name).numel() for name in listed)
-    return f"{len(listed)} parameter{'s' if len(listed) != 1 else ''} with {values:,} values"
-
-
-def _places(groups: list[_Group]) -> str:
-    shown = ", ".join(f"`{group.name}`" for group in groups[:3])
-    return shown + (f" and {len(groups) - 3} more" if len(groups) > 3 else "")
 
 
 def _told(cut: Cut) -> str:

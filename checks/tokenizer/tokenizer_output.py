@@ -10,11 +10,13 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
+from torch.utils.data import DataLoader
 
-from debugkit import Finding, Target, Unavailable, check, fail, note, warn
+from debugkit import Finding, Target, check, fail, note, warn
 from debugkit.probes.decoded import Decoded, TokenRow
 
 _FEWEST_ROWS = 2
+_TAIL = 4
 _FEWEST_TOKENS = 32
 _MOST_TOKENS = 4096
 
@@ -58,8 +60,8 @@ def tokenizer_output(
     returns, `token_type_ids` included. Load the tokenizer from the folder of the model.
 
     ## Known limits
-    Rows of one length without padding are taken for pieces of longer texts, where special tokens stand only at the
-    seams. A tokenizer of the same family with another vocabulary can decode to nonsense that encodes to the same
+    Rows that nearly all have one length, with labels per token, are taken for pieces of longer texts, where special
+    tokens stand only at the seams. A tokenizer of the same family with another vocabulary can decode to nonsense that encodes to the same
     ids; `tokenizer-match` asks the model. Where the padding token also ends a text and no mask tells them apart,
     the ends of rows are not judged.
 
@@ -88,17 +90,19 @@ def tokenizer_output(
 
 def _missing(decoded: Decoded) -> Iterator[Finding]:
     """Special tokens that the tokenizer adds and no row has."""
-    if _is_packed(decoded) or len(decoded.rows) < _FEWEST_ROWS:
+    pieces = not decoded.varied and not decoded.sequence_labels
+    if pieces or len(decoded.rows) < _FEWEST_ROWS:
         return
     prefix, suffix = decoded.habits.prefix, decoded.habits.suffix
     added = decoded.codec.added
     lost = []
-    if prefix and not any(row.ids[0] in added or _holds(row, prefix) for row in decoded.rows):
+    judged = prefix and not _pad_in(decoded, prefix)
+    if judged and not any(row.ids[0] in added or _holds(row, prefix) for row in decoded.rows):
         lost.append(f"{_tokens(decoded, prefix)} before")
     whole = [row for row in decoded.rows if len(row.ids) < decoded.longest]
-    if len(whole) >= _FEWEST_ROWS and suffix and decoded.exact and not _pad_in(decoded, suffix):
-        if not any(row.ids[-1] in added or _holds(row, suffix) for row in whole):
-            lost.append(f"{_tokens(decoded, suffix)} after")
+    judged = suffix and len(whole) >= _FEWEST_ROWS and not _pad_in(decoded, suffix)
+    if judged and not any(row.ids[-1] in added or _holds(row, suffix) for row in whole):
+        lost.append(f"{_tokens(decoded, suffix)} after")
     if not lost:
         return
     said = f"the tokenizer puts {' and '.join(lost)} a text, and none of {len(decoded.rows)} rows has it"
@@ -115,55 +119,62 @@ def _missing(decoded: Decoded) -> Iterator[Finding]:
 
 def _doubled(decoded: Decoded) -> Iterator[Finding]:
     """Special tokens that were added twice."""
-    roles, habits, rows = decoded.codec.roles, decoded.habits, decoded.rows
-    if len(rows) < _FEWEST_ROWS:
+    twice = {**_twice_at_start(decoded), **_twice_at_end(decoded)}
+    if len(decoded.rows) < _FEWEST_ROWS or not twice:
         return
-    shared = {roles.get("pad"), roles.get("eos"), roles.get("sep")}
-    starts = [habits.prefix, *((roles[r],) for r in ("bos", "cls") if r in roles and roles[r] not in shared)]
-    for mark in dict.fromkeys(start for start in starts if start):
-        if _pad_in(decoded, mark) and not decoded.exact:
-            continue
-        twice = [row for row in rows if row.ids[: 2 * len(mark)] == 2 * mark]
-        yield from _twice(decoded, twice, mark, "begin")
-        if twice:
-            break
-    shared = {roles.get("bos"), roles.get("cls")}
-    ends = [habits.suffix, *((roles[r],) for r in ("eos", "sep") if r in roles and roles[r] not in shared)]
-    for mark in dict.fromkeys(end for end in ends if end):
-        if not decoded.exact or any(row.ids[-3 * len(mark) :] == 3 * mark for row in rows):
-            continue
-        twice = [row for row in rows if row.ids[-2 * len(mark) :] == 2 * mark and not any(row.types or ())]
-        if len(twice) < len(rows) and any(_segment_count(row, decoded) > 1 for row in rows):
-            continue
-        yield from _twice(decoded, twice, mark, "end")
-        if twice:
-            break
-
-
-def _twice(
-    decoded: Decoded, twice: Sequence[TokenRow], mark: tuple[int, ...], verb: str
-) -> Iterator[Finding]:
-    if not twice:
-        return
-    everywhere = len(twice) == len(decoded.rows)
+    most = max(map(len, twice.values()))
+    said = " and ".join(place for place, rows in twice.items() if len(rows) == most)
+    first = min(row.sample for rows in twice.values() for row in rows)
+    everywhere = most == len(decoded.rows)
     make = fail if everywhere else warn
     yield make(
-        f"{len(twice)} of {len(decoded.rows)} rows {verb} with {_tokens(decoded, mark)} twice: the text holds it "
-        "and the tokenizer adds it again",
-        where=None if everywhere else f"train[{twice[0].sample}]",
+        f"{most} of {len(decoded.rows)} rows {said} twice: the text holds it and the tokenizer adds it again",
+        where=None if everywhere else f"train[{first}]",
         hint="encode rendered or marked text with `add_special_tokens=False`",
-        rows=len(twice),
+        rows=most,
     )
+
+
+def _twice_at_start(decoded: Decoded) -> dict[str, list[TokenRow]]:
+    for mark in _marks(decoded, decoded.habits.prefix, ("bos", "cls"), ("pad", "eos", "sep")):
+        rows = [row for row in decoded.rows if row.ids[: 2 * len(mark)] == 2 * mark]
+        if rows and (decoded.exact or not _pad_in(decoded, mark)):
+            return {f"begin with {_tokens(decoded, mark)}": rows}
+    return {}
+
+
+def _twice_at_end(decoded: Decoded) -> dict[str, list[TokenRow]]:
+    for mark in _marks(decoded, decoded.habits.suffix, ("eos", "sep"), ("bos", "cls")):
+        rows = [
+            row for row in decoded.rows if row.ids[-2 * len(mark) :] == 2 * mark and not any(row.types or ())
+        ]
+        padding = any(row.ids[-3 * len(mark) :] == 3 * mark for row in rows)
+        empty_second = len(rows) < len(decoded.rows) and any(
+            _segment_count(row, decoded) > 1 for row in decoded.rows
+        )
+        if rows and decoded.exact and not padding and not empty_second:
+            return {f"end with {_tokens(decoded, mark)}": rows}
+    return {}
+
+
+def _marks(
+    decoded: Decoded, learned: tuple[int, ...], own: Sequence[str], other: Sequence[str]
+) -> list[tuple[int, ...]]:
+    """What the tokenizer adds at one end of a text, and the special tokens that can only mean that end."""
+    roles = decoded.codec.roles
+    shared = {roles.get(role) for role in other}
+    alone = [(roles[role],) for role in own if role in roles and roles[role] not in shared]
+    return [mark for mark in dict.fromkeys([learned, *alone]) if mark]
 
 
 def _endless(decoded: Decoded) -> Iterator[Finding]:
     """Texts to generate that never end."""
     eos = decoded.codec.roles.get("eos")
     suffix_judged = decoded.habits.suffix and not _pad_in(decoded, decoded.habits.suffix)
-    if eos is None or not decoded.next_token or not decoded.padded or suffix_judged:
+    if eos is None or not decoded.next_token or not decoded.varied or suffix_judged:
         return
-    whole = [row for row in decoded.rows if len(row.ids) < decoded.longest]
-    if len(whole) < _FEWEST_ROWS or any(row.ids[-1] in decoded.codec.added for row in decoded.rows):
+    start = max(1, len(decoded.habits.prefix))
+    if any(not decoded.codec.added.isdisjoint(row.ids[start:][-_TAIL:]) for row in decoded.rows):
         return
     if eos == decoded.codec.roles.get("pad") and not _ends_are_seen(decoded):
         return
@@ -231,24 +242,38 @@ def _unknown(decoded: Decoded, max_unknown: float, mostly_unknown: float) -> Ite
 
 def _round_trip(decoded: Decoded, min_recovered: float) -> Iterator[Finding]:
     """Decode the rows, encode the text again: are these the ids that the tokenizer makes?"""
-    recovered = compared = 0
+    spans: list[tuple[int, ...]] = []
     for row in decoded.rows:
-        for span in decoded.spans(row):
-            text = decoded.codec.decode(span)
-            again = decoded.codec.encode(text) if text is not None else None
-            if again is None:
-                return
-            recovered += sum((Counter(span) & Counter(again)).values())
-            compared += len(span)
-        if compared > _MOST_TOKENS:
-            break
-    if compared >= _FEWEST_TOKENS and recovered < min_recovered * compared:
-        yield warn(
-            f"{_percent(recovered / compared)} of {compared:,} tokens come back when the rows are decoded and encoded "
-            "again: these ids were not made by this tokenizer",
-            hint="pass the tokenizer that encoded the data, and let it be the model's own",
-            recovered=recovered / compared,
-        )
+        if sum(map(len, spans)) < _MOST_TOKENS:
+            spans += decoded.spans(row)
+    share, again = _recovered(decoded, spans)
+    if share is None or share >= min_recovered or sum(map(len, spans)) < _FEWEST_TOKENS:
+        return
+    own, _ = _recovered(decoded, again)
+    if own is None or own < max(min_recovered, 2 * share):
+        yield note("the tokenizer does not recover its own ids from the text that it decodes them to")
+        return
+    yield warn(
+        f"{_percent(share)} of {sum(map(len, spans)):,} tokens come back when the rows are decoded and encoded again: "
+        "these ids were not made by this tokenizer",
+        hint="pass the tokenizer that encoded the data, and let it be the model's own",
+        recovered=share,
+    )
+
+
+def _recovered(
+    decoded: Decoded, spans: Sequence[tuple[int, ...]]
+) -> tuple[float | None, list[tuple[int, ...]]]:
+    """The share of ids that come back, and what came back."""
+    back = []
+    for span in spans:
+        text = decoded.codec.decode(span)
+        again = decoded.codec.encode(text) if text is not None else None
+        if again is None:
+            return None, []
+        back.append(tuple(again))
+    same = sum(sum((Counter(one) & Counter(two)).values()) for one, two in zip(spans, back, strict=True))
+    return (same / total if (total := sum(map(len, spans))) else None), back
 
 
 def _lossy(decoded: Decoded, max_lost: float) -> Iterator[Finding]:
@@ -267,15 +292,6 @@ def _lossy(decoded: Decoded, max_lost: float) -> Iterator[Finding]:
             hint="compare a text with `tokenizer.decode(tokenizer(text).input_ids)`; use a tokenizer that covers it",
             lost=lost / total,
         )
-
-
-def _is_packed(decoded: Decoded) -> bool:
-    """Whether rows are pieces of longer texts: all of one length, none padded, labels per token."""
-    return (
-        not decoded.padded
-        and not decoded.sequence_labels
-        and all(len(row.ids) == decoded.longest for row in decoded.rows)
-    )
 
 
 def _segment_count(row: TokenRow, decoded: Decoded) -> int:
@@ -350,3 +366,99 @@ def excerpt(text: str, length: int = 60) -> str:
         c if c.isprintable() else c.encode("unicode_escape", "replace").decode("ascii") for c in line
     )
     return shown if len(shown) <= length else shown[: length - 1] + "…"
+
+
+_WORDS = ("good", "fine", "great", "lovely", "bad", "poor", "awful", "dull", "film", "plot", "actor", "scene")
+
+
+class _WordCounter(torch.nn.Module):
+    """Logits ``[batch, 2]`` from the mean vector of the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(64, 32)
+        self.hidden = torch.nn.Linear(32, 32)
+        self.head = torch.nn.Linear(32, 2)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        seen = attention_mask.unsqueeze(-1).float()
+        pooled = (self.embedding(input_ids) * seen).sum(1) / seen.sum(1)
+        logits: torch.Tensor = self.head(torch.relu(self.hidden(pooled)))
+        return logits
+
+
+def _tokenizer(words: Sequence[str] = _WORDS) -> Any:
+    """A tokenizer of whole words that puts `[CLS]` before and `[SEP]` after a text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    vocabulary = {word: index for index, word in enumerate((*special, *words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    make: Any = PreTrainedTokenizerFast
+    return make(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+def _reviews() -> tuple[list[str], list[int]]:
+    """Short reviews: words of one mood among neutral ones, every text a different one."""
+    generator = torch.Generator().manual_seed(0)
+    texts, labels = [], []
+    for number in range(64):
+        label = number % 2
+        mood = _WORDS[4 * label : 4 * label + 4]
+        length = 3 + number % 7
+        picks = torch.randint(4, (length,), generator=generator).tolist()
+        texts.append(" ".join((mood if place % 2 else _WORDS[8:])[pick] for place, pick in enumerate(picks)))
+        labels.append(label)
+    return texts, labels
+
+
+def _target(tokenizer: Any, texts: Sequence[Any], labels: Sequence[int], **options: Any) -> Target:
+    rows = [{**tokenizer(*([text] if isinstance(text, str) else text), **options)} for text in texts]
+
+    def collate(picked: list[tuple[dict[str, Any], int]]) -> dict[str, Any]:
+        batch = dict(tokenizer.pad([row for row, _ in picked], return_tensors="pt"))
+        return {**batch, "labels": torch.tensor([label for _, label in picked])}
+
+    data: Any = list(zip(rows, labels, strict=True))
+    loader = DataLoader(data, batch_size=16, shuffle=True, collate_fn=collate)
+    return Target(_WordCounter(), loader, torch.nn.CrossEntropyLoss(), tokenizer=tokenizer)
+
+
+def good() -> Target:
+    return _target(_tokenizer(), *_reviews(), return_token_type_ids=False)
+
+
+def bad_no_special_tokens() -> Target:
+    return _target(_tokenizer(), *_reviews(), add_special_tokens=False, return_token_type_ids=False)
+
+
+def bad_doubled_special_tokens() -> Target:
+    texts, labels = _reviews()
+    return _target(
+        _tokenizer(), [f"[CLS] {text} [SEP]" for text in texts], labels, return_token_type_ids=False
+    )
+
+
+def bad_unknown_words() -> Target:
+    return _target(_tokenizer(_WORDS[:6]), *_reviews(), return_token_type_ids=False)
+
+
+def bad_token_types_dropped() -> Target:
+    texts, labels = _reviews()
+    return _target(
+        _tokenizer(), list(zip(texts, reversed(texts), strict=True)), labels, return_token_type_ids=False
+    )

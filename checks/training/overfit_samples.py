@@ -70,9 +70,7 @@ def overfit_samples(
         yield flipped
         return
     judged = [run for run in runs.runs if run.outcome in ("stalled", "diverged")]
-    certain = len(judged) == len(runs.runs) or (
-        len(judged) >= 2 and max(run.best for run in runs.runs) < 0.05
-    )
+    certain = len(judged) >= 2 and all(run in judged or run.best < best.best + 0.02 for run in runs.runs)
     if not certain or best.last.kind == "unknown" and best.best > 0.02:
         raise Unavailable(
             f"not judged: after {len(best.scores)} steps of {best.optimizer} the loss was still falling "

@@ -99,7 +99,7 @@ class Decoded:
             habits=habits,
             exact=exact,
             next_token=all(_same(label, ids) for label, (_, ids) in zip(labels, found, strict=True)),
-            sequence_labels=all(label is not None and label.ndim == 1 for label in labels),
+            sequence_labels=all(label is not None and label.numel() == len(label) for label in labels),
             trained=embedding_is_trained(target.model, max(max(row.ids) for row in rows)),
         )
 
@@ -109,9 +109,9 @@ class Decoded:
         return sum(len(row.ids) for row in self.rows)
 
     @property
-    def padded(self) -> bool:
-        """Whether some row is padded."""
-        return any(len(row.ids) < row.width for row in self.rows)
+    def varied(self) -> bool:
+        """Whether rows differ in length, as texts do and equal pieces of a longer text do not."""
+        return sum(len(row.ids) < self.longest for row in self.rows) > len(self.rows) / 4
 
     @property
     def longest(self) -> int:
@@ -152,7 +152,7 @@ def embedding_is_trained(model: torch.nn.Module, largest: int = 0) -> bool | Non
     if not rows.isfinite().all() or spread == 0:
         return None
     edge = (rows.shape[0] ** 0.5 + rows.shape[1] ** 0.5) * spread
-    return float(torch.linalg.matrix_norm(rows, 2)) > _STRUCTURE * edge
+    return bool(torch.linalg.matrix_norm(rows, 2) > _STRUCTURE * edge)
 
 
 def _embedding(model: torch.nn.Module, largest: int) -> torch.Tensor | None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from debugkit.batch import tensors
+from debugkit.batch import fresh, tensors
 from debugkit.errors import Broken, Unavailable, one_line
 from debugkit.evidence import Cost
 from debugkit.probes.training_step import TrainingStep, marks
@@ -148,6 +148,7 @@ def _bound(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str,
 
 def _outputs(target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> Any:
     seed_everything(seed)
+    args, kwargs = fresh(args, target.device), fresh(kwargs, target.device)
     try:
         return target.model(*args, **kwargs)
     except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -27,6 +27,8 @@ class Gradients:
     Attributes:
         batches: how many backward passes were looked at.
         missing: names of the parameters whose gradient was ``None`` every time.
+        conditional: those of the missing that belong to a branch which the data may not have chosen, such as
+            an expert among others.
         sometimes: names of those whose gradient was ``None`` only sometimes.
         zero: names of those whose gradient was exactly zero every time.
         zero_at_start: names of those whose gradient was zero only while other parameters were zero.
@@ -36,6 +38,7 @@ class Gradients:
     cost: ClassVar[Cost] = "backward"
     batches: int
     missing: tuple[str, ...]
+    conditional: tuple[str, ...]
     sometimes: tuple[str, ...]
     zero: tuple[str, ...]
     zero_at_start: tuple[str, ...]
@@ -70,8 +73,17 @@ class Gradients:
             n for n in names if n not in missing and all(look[n].missing or look[n].zero for look in looks)
         ]
         early = [n for n in names if n not in dead and any(look[n].zero for look in looks[:2])]
+        branches = [
+            name for name in missing if _is_conditional(target.model, calls, step.module_shapes, name)
+        ]
         return Gradients(
-            len(looks), tuple(missing), tuple(sometimes), tuple(dead), tuple(early), tuple(calls)
+            batches=len(looks),
+            missing=tuple(missing),
+            conditional=tuple(branches),
+            sometimes=tuple(sometimes),
+            zero=tuple(dead),
+            zero_at_start=tuple(early),
+            calls=tuple(calls),
         )
 
 
@@ -87,3 +99,48 @@ def _nudge(parameters: list[torch.nn.Parameter]) -> None:
     with torch.no_grad():
         for parameter in parameters:
             parameter.normal_(0.0, 0.02)
+
+
+def _is_conditional(
+    model: torch.nn.Module,
+    looks: Sequence[Mapping[str, int]],
+    shapes: Mapping[str, tuple[int, ...]],
+    name: str,
+) -> bool:
+    """Whether a parameter sits in one of several alike siblings among which the data chooses.
+
+    The choice shows in siblings that ran on some batches and not on others; or in siblings that ran on
+    different numbers of rows, with a router (a layer with one output per sibling) beside them.
+    """
+    path = name.split(".")
+    for depth in range(1, len(path)):
+        container_name = ".".join(path[:depth])
+        container = _module(model, container_name)
+        if not isinstance(container, (torch.nn.ModuleList, torch.nn.ModuleDict)) or len(container) < 2:
+            continue
+        mine = f"{container_name}.{path[depth]}"
+        siblings = [f"{container_name}.{child}" for child, _ in container.named_children()]
+        if any(calls.get(mine, 0) for calls in looks):
+            continue
+        patterns = {tuple(bool(calls.get(sibling, 0)) for sibling in siblings) for calls in looks}
+        if not any(any(pattern) for pattern in patterns):
+            continue
+        around = model.get_submodule(container_name.rpartition(".")[0])
+        routed = any(
+            parameter.ndim == 2 and parameter.shape[0] == len(siblings)
+            for child, module in around.named_modules()
+            if not child.startswith(path[depth - 1])
+            for parameter in module._parameters.values()
+            if parameter is not None
+        )
+        rows = {shapes[sibling][:1] for sibling in siblings if sibling in shapes}
+        if len(patterns) > 1 or (routed and len(rows) > 1):
+            return True
+    return False
+
+
+def _module(model: torch.nn.Module, name: str) -> torch.nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None

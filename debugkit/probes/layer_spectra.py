@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 from torch import nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 
 from debugkit import spectrum
 from debugkit.evidence import Cost, Deadline
@@ -175,9 +175,22 @@ def is_table(module: nn.Module) -> bool:
     return isinstance(module, (nn.Embedding, nn.EmbeddingBag))
 
 
+def adapter_parameters(model: nn.Module) -> set[int]:
+    """The ids of parameters that belong to a layer's adapter: beside what it keeps as ``base_layer``."""
+    wrappers = [
+        module for module in model.modules() if isinstance(module._modules.get("base_layer"), nn.Module)
+    ]
+    return {
+        id(parameter)
+        for wrapper in wrappers
+        for name, parameter in wrapper.named_parameters()
+        if not name.startswith("base_layer.")
+    }
+
+
 def _find(model: nn.Module) -> tuple[list[_Matrix], list[SkippedMatrix]]:
     tables = {id(module._parameters.get("weight")) for module in model.modules() if is_table(module)}
-    wrappers = [name for name, module in model.named_modules() if _is_wrapper(module)]
+    adapters = adapter_parameters(model)
     found: list[_Matrix] = []
     skipped: list[SkippedMatrix] = []
     seen: dict[int, str] = {}
@@ -189,11 +202,11 @@ def _find(model: nn.Module) -> tuple[list[_Matrix], list[SkippedMatrix]]:
             cut: str | tuple[str, list[tuple[str, torch.Tensor]]]
             if id(parameter) in seen:
                 cut = f"tied to `{seen[id(parameter)]}`"
-            elif (reason := _unreadable(parameter)) is not None:
+            elif (reason := unreadable(parameter)) is not None:
                 cut = reason
             elif id(parameter) in tables:
                 cut = "embedding table"
-            elif any(name.startswith(f"{w}.") and not name.startswith(f"{w}.base_layer.") for w in wrappers):
+            elif id(parameter) in adapters:
                 cut = "adapter"
             else:
                 cut = _cut(module, attribute, parameter.detach())
@@ -210,11 +223,6 @@ def _find(model: nn.Module) -> tuple[list[_Matrix], list[SkippedMatrix]]:
     return found, skipped
 
 
-def _is_wrapper(module: nn.Module) -> bool:
-    """Whether a module adds something of its own (an adapter) to a layer that it keeps as ``base_layer``."""
-    return isinstance(module._modules.get("base_layer"), nn.Module)
-
-
 def _shape(parameter: torch.Tensor) -> tuple[int, ...]:
     try:
         return tuple(parameter.shape)
@@ -222,7 +230,8 @@ def _shape(parameter: torch.Tensor) -> tuple[int, ...]:
         return ()
 
 
-def _unreadable(parameter: torch.Tensor) -> str | None:
+def unreadable(parameter: torch.Tensor) -> str | None:
+    """Why the values of a parameter can't be read as a matrix; ``None`` where they can."""
     if torch.nn.parameter.is_lazy(parameter):
         return "not initialised yet"
     if parameter.is_meta:
@@ -377,4 +386,4 @@ def _is_uniform(values: torch.Tensor, largest: float) -> bool:
     kurtosis = float(sample.pow(4).mean()) / square**2
     tolerance = max(0.02, 2.0 / len(sample) ** 0.5)
     edge = spectrum.uniform_edge(largest, square**0.5)
-    return abs(kurtosis - 1.8) < 1.8 * tolerance and abs(edge - 1) < tolerance
+    return bool(abs(kurtosis - 1.8) < 1.8 * tolerance and abs(edge - 1) < tolerance)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from debugkit.ambiguity import unavoidable_errors
+from debugkit.ambiguity import blind_errors, unavoidable_errors
 from debugkit.batch import size, to_device
 from debugkit.errors import Broken, Unavailable
 from debugkit.evidence import Cost, Deadline
@@ -25,7 +25,7 @@ from debugkit.target import Target
 
 Outcome = Literal["memorised", "stalled", "falling", "diverged", "out of time"]
 
-RATES = (1e-3, 1e-4, 1e-2)
+RATES = ((1e-3, 1), (1e-4, 1), (1e-2, 1), (3e-3, 3))
 _PATIENCE = 120
 _LOSS_GONE = 0.9
 _ALL_RIGHT = 0.95
@@ -101,7 +101,10 @@ class OverfitRuns:
         step: TrainingStep,
         *,
         samples: Annotated[int, Field(ge=2, le=512, description="how many samples to memorise")] = 16,
-        max_steps: Annotated[int, Field(ge=10, description="optimizer steps per run")] = 300,
+        max_steps: Annotated[
+            int,
+            Field(ge=10, description="optimizer steps per run; the last one may take three times as many"),
+        ] = 300,
         max_seconds: Annotated[float, Field(gt=0, description="wall time of all AdamW runs together")] = 60.0,
         own_steps: Annotated[int, Field(ge=5, description="steps with the user's own optimizer")] = 100,
         own_seconds: Annotated[
@@ -127,9 +130,11 @@ class OverfitRuns:
         trial = _Trial(target, sandbox, parts, parameters, unavoidable)
         end = time.monotonic() + min(max_seconds, deadline.seconds_left)
         runs: list[Curve] = []
-        for rate in RATES:
+        for rate, length in RATES:
+            if sum(run.outcome in ("stalled", "diverged") for run in runs) >= 2 and length > 1:
+                break
             adam = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-            runs.append(trial.run(f"AdamW, lr {rate:g}", adam, max_steps, end, clip=1.0))
+            runs.append(trial.run(f"AdamW, lr {rate:g}", adam, max_steps * length, end, clip=1.0))
             if runs[-1].outcome in ("memorised", "out of time"):
                 break
         own, held = None, _held(target, parameters)
@@ -139,7 +144,7 @@ class OverfitRuns:
         return OverfitRuns(
             samples=sum(size(part) or 1 for part in parts),
             trainable=sum(p.numel() for p in parameters),
-            unavoidable=unavoidable,
+            unavoidable=trial.unavoidable,
             runs=tuple(runs),
             own=own,
             covered=len(held),
@@ -172,7 +177,7 @@ class _Trial:
         self._sandbox = sandbox
         self._parts = parts
         self._parameters = parameters
-        self._unavoidable = unavoidable
+        self.unavoidable = unavoidable
         self._main: int | None = None
 
     def run(
@@ -203,7 +208,7 @@ class _Trial:
                 self._target.model.train()
             for _ in range(steps):
                 scores.append(self._pass())
-                progress.append(scores[-1].progress(scores[0], self._unavoidable))
+                progress.append(scores[-1].progress(scores[0], self.unavoidable))
                 if ended := self._ended(scores, progress, end):
                     outcome = ended
                     break
@@ -213,7 +218,7 @@ class _Trial:
                     torch.nn.utils.clip_grad_norm_(self._parameters, clip)
                 with own_steps():
                     optimizer.step()
-        if outcome in ("stalled", "falling") and scores[-1].by_errors(self._unavoidable) >= _ALL_RIGHT:
+        if outcome in ("stalled", "falling") and scores[-1].by_errors(self.unavoidable) >= _ALL_RIGHT:
             outcome = "memorised"
         return Curve(name, outcome, tuple(scores), tuple(progress), time.monotonic() - start)
 
@@ -252,7 +257,11 @@ class _Trial:
             with watch:
                 outcome = run_step(self._target, part)
             scores.append(watch.score(outcome.loss))
-            self._main = watch.main
+            if self._main is None:
+                self._main = watch.main
+                rows = watch.rows()
+                blind = blind_errors(part, *rows) if rows is not None else 0
+                self.unavoidable = max(self.unavoidable, blind * len(self._parts))
             if not outcome.loss.requires_grad:
                 raise Broken("the loss lost its graph while the model was trained on a few samples")
             backward(outcome.loss / len(self._parts))
@@ -265,15 +274,26 @@ class _Trial:
             return "memorised"
         if time.monotonic() > end:
             return "out of time"
-        if len(progress) > _PATIENCE and max(progress) - max(progress[: -_PATIENCE // 2]) < 0.01:
-            return "stalled"
-        return None
+        return "stalled" if _has_stalled(progress) else None
 
     def _knows(self, score: Score, first: Score) -> bool:
         gone = score.by_value(first)
         if gone >= _LOSS_GONE:
             return score.kind != "unknown" or score.value >= 0
-        return score.by_errors(self._unavoidable) >= _ALL_RIGHT and not gone < 0.5
+        return score.by_errors(self.unavoidable) >= _ALL_RIGHT and not gone < 0.5
+
+
+def _has_stalled(progress: Sequence[float]) -> bool:
+    """Whether the last steps brought nothing, measured against the best stretch of as many steps before.
+
+    A run that moves slowly but steadily, towards targets far away say, has not stalled.
+    """
+    if len(progress) <= _PATIENCE:
+        return False
+    stretch = _PATIENCE // 2
+    recent = max(progress) - max(progress[:-stretch])
+    before = max(progress[end] - progress[end - stretch] for end in range(stretch, len(progress) - stretch))
+    return recent < 1e-3 or (recent < 0.01 and recent < 0.25 * before)
 
 
 def _fallen(score: Score, first: Score) -> float:

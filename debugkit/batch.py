@@ -68,9 +68,12 @@ def tensors(batch: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
 def split(batch: Any) -> tuple[Any, Any]:
     """``(inputs, labels)`` of a batch; labels are ``None`` where there is nothing like them.
 
-    Mappings give the value under one of :data:`LABEL_KEYS`; tuples and lists of two or more give their last
-    element. A single input is given bare, several as a tuple, a mapping without its labels.
+    Mappings, named tuples and dataclasses give the value under one of :data:`LABEL_KEYS`; other tuples and lists
+    of two or more give their last element. A single input is given bare, several as a tuple, named ones as a
+    mapping.
     """
+    if (fields := _fields(batch)) and not {*fields}.isdisjoint(LABEL_KEYS):
+        batch = fields
     if isinstance(batch, Mapping):
         for key in LABEL_KEYS:
             if key in batch and batch[key] is not None:
@@ -82,6 +85,15 @@ def split(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, (tuple, list)) and len(batch) == 1:
         return batch[0], None
     return batch, None
+
+
+def _fields(batch: Any) -> dict[str, Any]:
+    """The fields of a named tuple or a dataclass by name."""
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return dict(zip(batch._fields, batch, strict=True))
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, (type, Mapping)):
+        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return {}
 
 
 def size(batch: Any) -> int | None:
@@ -114,14 +126,13 @@ def take(batch: Any, rows: Sequence[int]) -> Any:
             return _rebuild_mapping(value, {key: pick(item) for key, item in value.items()})
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return type(value)(*(pick(item) for item in value))
-        if (
-            isinstance(value, list)
-            and len(value) == count
-            and not any(isinstance(v, torch.Tensor) for v in value)
-        ):
-            return [value[row] for row in rows]
         if isinstance(value, (list, tuple)):
+            flat = not any(isinstance(item, (torch.Tensor, list, tuple, Mapping)) for item in value)
+            if flat and len(value) == count:
+                return type(value)(value[row] for row in rows)
             return type(value)(pick(item) for item in value)
+        if fields := _fields(value):
+            return dataclasses.replace(value, **{name: pick(item) for name, item in fields.items()})
         return value
 
     return pick(batch)

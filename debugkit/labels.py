@@ -17,6 +17,8 @@ Kind = Literal["classes", "multi-label", "tags", "tokens", "pixels", "values", "
 IGNORED = -100
 _MOST_LABELS = 10_000
 _MOST_TAGS = 200
+_FEWEST_TOKENS = 10
+_WIDE = 32
 _SAME = 0.8
 
 
@@ -72,6 +74,7 @@ class LabelReader:
         self._hidden: Counter[int] = Counter()
         self._supervised = self._positions = 0
         self._same = self._compared = 0
+        self._vocabulary: set[int] = set()
         self._beside_input = True
         self._binary = True
         self._shape: tuple[int, ...] = ()
@@ -87,12 +90,14 @@ class LabelReader:
             self._forms["other"] += 1
             return
         self._shape = tuple(labels.shape[1:])
+        copied = labels.is_floating_point() and _is_reconstruction(labels, inputs)
         labels = _squeezed(labels)
-        if not _integral(labels):
+        if copied or not _integral(labels):
             self._forms["values"] += 1
         elif labels.ndim == 1:
             self._forms["vector"] += 1
             self._vectors.append(labels.double() if labels.is_floating_point() else labels.long())
+            self._read_vocabulary(inputs)
         elif labels.ndim == 2:
             self._add_rows(labels, inputs, input_ids(batch))
         elif labels.is_floating_point() and not _is_binary(labels):
@@ -134,6 +139,12 @@ class LabelReader:
         if ids is not None and same_shape:
             self._compare(labels, ids.detach().cpu())
 
+    def _read_vocabulary(self, inputs: Any) -> None:
+        """The whole numbers among the inputs, which are tokens or items if labels are from the same set."""
+        for _, tensor in tensors(inputs):
+            if tensor.dtype in (torch.int64, torch.int32) and len(self._vocabulary) < _MOST_LABELS:
+                self._vocabulary.update(_tally(tensor.detach().cpu()))
+
     def _add_map(self, labels: torch.Tensor) -> None:
         self._forms["map"] += 1
         if labels.shape[1] > 1 and _is_binary(labels) and bool((labels.sum(1) == 1).all()):
@@ -170,6 +181,9 @@ class LabelReader:
             min(distinct, default=0) < 0 and not two_sided
         ):
             return Labels("values", shape=self._shape)
+        shared = len(distinct & self._vocabulary) / max(len(distinct | self._vocabulary), 1)
+        if len(distinct) >= _FEWEST_TOKENS and shared >= _SAME:
+            return Labels("tokens", shape=self._shape)
         return Labels("classes", kept, Counter(kept.tolist()), self._shape)
 
     def _read_rows(self) -> Labels:
@@ -245,6 +259,15 @@ def _is_binary(labels: torch.Tensor, ignored: frozenset[int] = frozenset()) -> b
 def _is_mask(labels: torch.Tensor) -> bool:
     """Whether every row is ones then zeros, or zeros then ones, as an attention mask is."""
     return bool((labels.long().diff(dim=1).abs().sum(1) <= 1).all()) and bool((labels == 1).any(1).all())
+
+
+def _is_reconstruction(labels: torch.Tensor, inputs: Any) -> bool:
+    """Whether the labels are an input, or have the shape of a wide one."""
+    for _, tensor in tensors(inputs):
+        if labels.ndim > 1 and tensor.is_floating_point() and tensor.shape == labels.shape:
+            if labels[0].numel() > _WIDE or torch.equal(tensor.detach().cpu().to(labels.dtype), labels):
+                return True
+    return False
 
 
 def _beside(labels: torch.Tensor, inputs: Any) -> bool:

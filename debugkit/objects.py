@@ -55,11 +55,15 @@ class Attributes(Snapshot):
     """The attributes of one object, the contents of its containers, the state of its generators."""
 
     def __init__(self, owner: Any) -> None:
-        held = [v for v in vars(owner).values() if isinstance(v, _CONTAINERS) or _generator_state(v) is not None]
+        held = [
+            v for v in vars(owner).values() if isinstance(v, _CONTAINERS) or _generator_state(v) is not None
+        ]
         super().__init__([owner, *held])
 
 
-def reachable(*roots: Any, leave: Iterable[Any] = (), stop: tuple[type, ...] = (), most: int | None = None) -> list[Any]:
+def reachable(
+    *roots: Any, leave: Iterable[Any] = (), stop: tuple[type, ...] = (), most: int | None = None
+) -> list[Any]:
     """Everything with a state of its own that hangs on the roots, roots included.
 
     A model is followed to any depth, other objects a few steps. Library objects that only a user's function

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -170,6 +171,8 @@ def _own_loss(outputs: Any) -> torch.Tensor | None:
 
 def _wants_tensor(loss_fn: Any) -> bool:
     """torch's own losses take a tensor; anything else takes the model's outputs as they are."""
+    while isinstance(loss_fn, functools.partial):
+        loss_fn = loss_fn.func
     module = loss_fn.__module__ if inspect.isfunction(loss_fn) else type(loss_fn).__module__
     return module.startswith("torch.") or module == "builtins"
 

@@ -10,6 +10,7 @@ import random
 import signal
 import sys
 import threading
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -119,7 +120,8 @@ class _TensorState:
         self._values: torch.Tensor | None = None
         plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
         self._data = tensor.data if plain else None
-        self._version = None if tensor.is_inference() else torch.autograd._unsafe_preserve_version_counter(tensor)  # type: ignore[attr-defined]
+        counter = torch.autograd._unsafe_preserve_version_counter  # type: ignore[attr-defined]
+        self._version = None if tensor.is_inference() else counter(tensor)
 
     @property
     def kept(self) -> bool:
@@ -278,7 +280,8 @@ class Sandbox:
         """Run the user's program inside: seeded, with gradients enabled and cleared, then restore.
 
         The user's own hooks stay out, unless ``hooks`` or the model depends on them (see
-        :mod:`debugkit.hooks`). A compiled model runs eagerly. An optimizer step inside is refused.
+        :mod:`debugkit.hooks`). A compiled model runs eagerly. An optimizer step inside is refused. Warnings
+        are left for training to show.
         """
         states = [*self._tensors.values(), *self._data_tensors.values()]
         refusal = register_optimizer_step_pre_hook(_refuse_step)
@@ -288,6 +291,7 @@ class Sandbox:
                 if state.grad is not None:
                     state.tensor.grad = None
             with ExitStack() as stack:
+                stack.enter_context(warnings.catch_warnings(action="ignore"))
                 if not hooks:
                     stack.enter_context(quiet_hooks(self._modules, [state.tensor for state in states]))
                 if watched := [state for state in states if not state.kept]:

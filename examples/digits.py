@@ -47,7 +47,7 @@ class Network(nn.Module):
         return self.classifier(self.features(images))
 
 
-def digits() -> tuple[TensorDataset, TensorDataset]:
+def splits() -> tuple[TensorDataset, TensorDataset]:
     """The training and the test split: images in 0..1 and their labels."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -78,7 +78,7 @@ def target(
 ) -> debugkit.Target:
     """Everything that is needed to train, as debugkit sees it."""
     torch.manual_seed(SEED)
-    train, test = digits()
+    train, test = splits()
     order = torch.Generator().manual_seed(SEED)
     train_loader = DataLoader(train, batch_size=32, shuffle=True, generator=order)
     model = network()

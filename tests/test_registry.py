@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from debugkit import Target, UsageError
+from debugkit import Report, Target, UsageError
 from debugkit.registry import Registry, load
 from debugkit.runner import Run
 from debugkit.testing import mlp, run_examples
@@ -203,3 +205,46 @@ def test_every_built_in_check_tells_its_whole_story(registry: Registry) -> None:
         assert check.place.split(":")[0].endswith(f"{check.family}/{check.function.__name__}.py"), check.id
         for name, field in check.signature.options.model_fields.items():
             assert field.description, f"{check.id}: option `{name}` has no description"
+
+
+def test_the_check_in_the_readme_works(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    text = readme.partition("# my_checks/huge_weights.py\n")[2].partition("```")[0]
+    registry = load([folder(tmp_path, huge_weights=text)])
+    outcomes = run_examples(registry["huge-weights"], registry)
+    assert [outcome.ok for outcome in outcomes] == [True, True]
+
+
+@pytest.mark.slow
+def test_the_command_line_serves_own_checks(tmp_path: Path) -> None:
+    folder(tmp_path, weights=source("huge_weights", "LargestWeight"))
+    install(tmp_path / "site")
+    (tmp_path / "train.py").write_text(
+        "import torch\nfrom debugkit import Target\n\n"
+        "def target():\n    return Target(torch.nn.Linear(2, 2))\n"
+    )
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.debugkit]\nload = ["own_checks"]\nselect = ["huge-weights", "spectral-weights"]\n'
+        "[tool.debugkit.checks.huge-weights]\nthreshold = 1e-9\n"
+    )
+
+    def debugkit(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "debugkit", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    listed = debugkit("list")
+    assert "huge-weights" in listed
+    assert "spectral-weights" in listed
+    tested = debugkit("test", "huge-weights,spectral-weights")
+    assert "checks tested: 2, problems: none" in tested
+    report = Report.from_json(debugkit("check", "train.py", "--format", "json"))
+    assert report["huge-weights"].status == "warn"
+    assert report["spectral-weights"].status == "pass"

@@ -34,13 +34,13 @@ def fingerprint(target: Target) -> dict[str, Any]:
     modules = dict(target.model.named_modules())
     named = [*target.model.named_parameters(remove_duplicate=False), *target.model.named_buffers()]
     return {
-        "tensors": {
-            n: (id(t), t.data_ptr(), t._version, t.requires_grad, _digest(t)) for n, t in named
-        },
+        "tensors": {n: (id(t), t.data_ptr(), t._version, t.requires_grad, _digest(t)) for n, t in named},
         "gradients": {n: (id(t.grad), _digest(t.grad)) for n, t in named if t.is_leaf},
         "attributes": {n: _state(vars(m)) for n, m in modules.items()},
         "classes": {n: type(m) for n, m in modules.items()},
-        "hooks": {n: [list(getattr(m, k)) for k in vars(m) if k.endswith("_hooks")] for n, m in modules.items()},
+        "hooks": {
+            n: [list(getattr(m, k)) for k in vars(m) if k.endswith("_hooks")] for n, m in modules.items()
+        },
         "tensor hooks": {n: [*(t._backward_hooks or ())] for n, t in named},
         "optimizer": _state(target.optimizer.state_dict()) if target.optimizer else None,
         "scheduler": _state(target.scheduler.state_dict()) if target.scheduler else None,
@@ -133,7 +133,10 @@ def token_rows(count: int = 16, length: int = 8) -> list[dict[str, torch.Tensor]
     ids = torch.randint(5, 40, (count, length), generator=torch.Generator().manual_seed(0))
     labels = torch.arange(count) % 2
     ids[:, 1] = 3 + labels
-    return [{"input_ids": i, "attention_mask": torch.ones_like(i), "labels": y} for i, y in zip(ids, labels, strict=True)]
+    return [
+        {"input_ids": i, "attention_mask": torch.ones_like(i), "labels": y}
+        for i, y in zip(ids, labels, strict=True)
+    ]
 
 
 # --- what people train ---
@@ -151,9 +154,16 @@ def cnn_with_batch_norm() -> Target:
     images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(16) % 2
     model = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 2),
     )
-    return target_of(model, DataLoader(TensorDataset(images + labels.view(-1, 1, 1, 1), labels), 8, shuffle=True))
+    return target_of(
+        model, DataLoader(TensorDataset(images + labels.view(-1, 1, 1, 1), labels), 8, shuffle=True)
+    )
 
 
 class Lstm(nn.Module):
@@ -199,7 +209,9 @@ def tied_decoder() -> Target:
 def lora() -> Target:
     peft = pytest.importorskip("peft")
     base = transformer("bert")
-    model = peft.get_peft_model(base.model, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+    model = peft.get_peft_model(
+        base.model, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
+    )
     return target_of(model, base.train_loader, loss_fn=None)
 
 

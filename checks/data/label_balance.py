@@ -90,9 +90,9 @@ class _Judge:
         self._counts = dict(sorted((labels.counts or {}).items(), key=lambda item: (-item[1], item[0])))
         self._names = _names(target.model, labels)
         unit = {"tags": "tagged tokens", "pixels": "pixels"}.get(labels.kind, "samples")
-        self._seen = f"{labels.total:,} {unit}"
-        if not self._complete:
-            self._seen += " scanned"
+        unit = unit.removesuffix("s") if labels.total == 1 else unit
+        spread = "randomly drawn " if samples.spread is not None else ""
+        self._seen = f"{labels.total:,} {spread}{unit}{'' if self._complete or spread else ' scanned'}"
 
     def classes(self) -> Iterator[Finding]:
         """One class per sample, token or pixel."""
@@ -175,8 +175,13 @@ class _Judge:
         yield from self._one_class(said)
 
     def _one_class(self, said: str) -> Iterator[Finding]:
-        if self._use is not None and not self._use.used:
-            yield note(f"{said}, and the loss does not depend on the labels")
+        if self._use is not None and not (self._use.used and self._use.alone):
+            why = (
+                "another loss of the step has other targets"
+                if self._use.used
+                else "the loss does not depend on it"
+            )
+            yield note(f"{said}; {why}")
             return
         make = warn if self._use is None and self._target.training_step is not None else fail
         yield make(

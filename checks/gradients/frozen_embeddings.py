@@ -20,6 +20,8 @@ from debugkit.probes.training_step import TrainingStep
 
 _MOST_NEW_ROWS = 4096
 _SHOWN_TOKENS = 5
+_PADDED_ROWS = 8  # tables that are padded for speed have a multiple of 8 rows or more
+_WIDE_STD = 0.3  # torch's default N(0, 1) still looks random after a training that is short
 
 Mark = Literal["mean", "zero", "norm"]
 
@@ -57,7 +59,8 @@ def frozen_embeddings(
     ## Known limits
     A table whose lookup is not a call of the embedding module (`F.embedding` on a bare parameter) is not seen.
     New rows are recognised by their values: at the mean of the others, zero, or of a norm far outside theirs;
-    rows drawn at the others' scale are not. Where the rest of the body is frozen too and is not seen to be
+    rows drawn at the others' scale are not. A table that was trained little from torch's default N(0, 1) can't
+    be told from a random one, so beside trained layers that is a warning. Where the rest of the body is frozen too and is not seen to be
     trained, a random table is a note: stand-ins for a pretrained model look like that.
 
     ## References
@@ -130,8 +133,11 @@ def _judge(
 ) -> Finding | None:
     new = _new_rows(weight, getattr(module, "padding_idx", None))
     if new is not None:
-        if (reached := _reached(new, target.tokenizer, batches, module, len(weight))) is not None:
+        reached, seen = _reached(new, target.tokenizer, batches, module)
+        if reached:
             return _new_rows_finding(name, weight, new, reached, target.tokenizer, body)
+        if new.mark == "mean" and not seen and len(weight) % _PADDED_ROWS:
+            return _new_rows_finding(name, weight, new, [], None, body)
         if new.mark == "mean":
             return note(
                 f"`{name}` is frozen; its last {len(new.rows)} of {len(weight)} rows are the mean of the others, and no "
@@ -141,20 +147,7 @@ def _judge(
     origin = state.tables.get(name, "undetermined")
     shape = f"[{weight.shape[0]}, {weight.shape[1]}]"
     if origin == "random":
-        if body.frozen_share and not body.frozen_trained:
-            return note(
-                f"`{name}` {shape} is frozen and random, as other frozen weights may be: the model looks like a "
-                "stand-in for a pretrained one",
-                where=f"{name}.weight",
-            )
-        return fail(
-            f"`{name}` {shape} is frozen while its values are random (mean {float(weight.float().mean()):.1e}, std "
-            f"{float(weight.float().std()):.3g}, no structure): what it looks up can never be learned",
-            where=f"{name}.weight",
-            hint=f"unfreeze it (`{name}.weight.requires_grad_(True)`), or load its pretrained values first",
-            rows=weight.shape[0],
-            width=weight.shape[1],
-        )
+        return _random(name, weight, state, body)
     if origin == "structured" and state.fresh and body.frozen_share <= max_frozen_share:
         return warn(
             f"`{name}` {shape} is frozen with pretrained values in a model that is otherwise fresh and trainable "
@@ -166,6 +159,30 @@ def _judge(
             width=weight.shape[1],
         )
     return None
+
+
+def _random(name: str, weight: torch.Tensor, state: InitialState, body: _Body) -> Finding:
+    std = float(weight.float().std())
+    shape = f"[{weight.shape[0]}, {weight.shape[1]}]"
+    barely_moved = std > _WIDE_STD and state.count("trained") > state.count("initial")
+    if body.frozen_share and (barely_moved or not body.frozen_trained):
+        return note(
+            f"`{name}` {shape} is frozen and looks random, and so are other weights frozen: the model may be a stand-in "
+            "for a pretrained one",
+            where=f"{name}.weight",
+            std=std,
+        )
+    make = warn if barely_moved else fail
+    doubt = ", unless it was trained little from a wide initialisation" if barely_moved else ""
+    return make(
+        f"`{name}` {shape} is frozen while its values are random (mean {float(weight.float().mean()):.1e}, std {std:.3g}, "
+        f"no structure){doubt}: what it looks up can never be learned",
+        where=f"{name}.weight",
+        hint=f"unfreeze it (`{name}.weight.requires_grad_(True)`), or load its pretrained values first",
+        rows=weight.shape[0],
+        width=weight.shape[1],
+        std=std,
+    )
 
 
 @dataclass(frozen=True)
@@ -221,19 +238,15 @@ def _trailing(marked: torch.Tensor) -> int:
     return len(marked) - 1 - int(misses[-1]) if len(misses) else len(marked)
 
 
-def _reached(
-    new: _NewRows, tokenizer: Any, batches: Batches, module: nn.Module, count: int
-) -> list[int] | None:
-    """Those of the new rows that a token stands for; ``None`` where the rows may be mere padding."""
+def _reached(new: _NewRows, tokenizer: Any, batches: Batches, module: nn.Module) -> tuple[list[int], bool]:
+    """Those of the new rows that a token stands for, and whether a tokenizer was there to say so."""
     rows = set(new.rows)
     rows -= {getattr(module, "padding_idx", None), getattr(tokenizer, "pad_token_id", None)}
-    in_batches = sorted(rows & _ids(batches))
-    if in_batches or new.mark != "mean":
-        return in_batches or None
     vocabulary = getattr(tokenizer, "get_vocab", None)
-    if callable(vocabulary):
-        return sorted(rows.intersection(vocabulary().values())) or None
-    return sorted(rows) if count % 8 else None
+    in_batches = sorted(rows & _ids(batches))
+    if in_batches or new.mark != "mean" or not callable(vocabulary):
+        return in_batches, callable(vocabulary)
+    return sorted(rows.intersection(vocabulary().values())), True
 
 
 def _ids(batches: Batches) -> set[int]:
@@ -261,12 +274,13 @@ def _new_rows_finding(
     first, last = new.rows[0], new.rows[-1]
     place = f"row {first}" if first == last else f"rows {first} to {last}"
     tokens = ""
-    if callable(getattr(tokenizer, "convert_ids_to_tokens", None)):
+    if reached and callable(getattr(tokenizer, "convert_ids_to_tokens", None)):
         shown = [f"`{token}`" for token in tokenizer.convert_ids_to_tokens(reached[:_SHOWN_TOKENS])]
         tokens = f" ({', '.join(shown)}{', …' if len(reached) > _SHOWN_TOKENS else ''})"
     leaf = name.rpartition(".")[2]
     adapted = f'pass `modules_to_save=["{leaf}"]` or `trainable_token_indices={{"{leaf}": [...]}}` to the adapter\'s config'
-    return fail(
+    make = fail if reached else warn
+    return make(
         f"`{name}` [{weight.shape[0]}, {weight.shape[1]}] is frozen while it holds new rows: {place}{tokens} "
         f"{'is' if first == last else 'are'} {looks}, so the new tokens stay without a meaning of their own",
         where=f"{name}.weight",
@@ -372,6 +386,6 @@ def bad_from_pretrained_freezes() -> Target:
 
 
 def bad_new_rows_at_the_mean() -> Target:
-    table = _pretrained()
+    table = _pretrained(297)
     table = torch.cat([table, table.mean(0).expand(3, -1)])
     return Target(_Classifier(_table(table)), _texts(), nn.CrossEntropyLoss())

@@ -72,7 +72,7 @@ class Gradients:
         dead = [
             n for n in names if n not in missing and all(look[n].missing or look[n].zero for look in looks)
         ]
-        early = [n for n in names if n not in dead and any(look[n].zero for look in looks[:2])]
+        early = [n for n in names if n not in dead and all(look[n].zero for look in looks[:-1])]
         branches = [
             name for name in missing if _is_conditional(target.model, calls, step.module_shapes, name)
         ]

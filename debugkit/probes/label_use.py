@@ -36,12 +36,14 @@ class LabelUse:
         losses: names of the torch losses that took the labels as their target.
         reweighted: whether the loss weighs classes: class weights, ``pos_weight``, a weight looked up by label, or
             an unreduced loss multiplied by something that depends on the label (focal loss).
+        alone: whether no other torch loss takes part in the step (such as the other half of a GAN's).
     """
 
     cost: ClassVar[Cost] = "forward"
     used: bool
     losses: tuple[str, ...]
     reweighted: bool
+    alone: bool
 
     @staticmethod
     def collect(target: Target, sandbox: Sandbox, batches: Batches, samples: Samples) -> LabelUse:
@@ -62,7 +64,9 @@ class LabelUse:
                 loss = run_step(target, batches.first).loss
             except Broken as error:
                 raise Unavailable(f"the step could not be followed: {error}") from error
-            return LabelUse(taint.holds(loss) or taint.escaped, tuple(taint.losses), taint.reweighted)
+            return LabelUse(
+                taint.holds(loss) or taint.escaped, tuple(taint.losses), taint.reweighted, taint.others == 0
+            )
 
     @property
     def numeric(self) -> bool:
@@ -80,6 +84,7 @@ class _Taint(TorchFunctionMode):
         self.escaped = False
         self.losses: list[str] = []
         self.reweighted = False
+        self.others = 0
 
     def holds(self, value: Any) -> bool:
         return id(value) in self._marked
@@ -90,6 +95,7 @@ class _Taint(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         given = list(_flat((args, kwargs)))
+        self.others += func in LOSSES and not any(self.holds(value) for value in given)
         if any(self.holds(value) for value in given):
             name = getattr(func, "__name__", "")
             if name == "__get__" and not isinstance(result, torch.Tensor):

@@ -128,6 +128,8 @@ class OverfitRuns:
         sandbox.protect(target.model.parameters())
         unavoidable = sum(unavoidable_errors(part) for part in parts)
         trial = _Trial(target, sandbox, parts, parameters, unavoidable)
+        if not trial.works():
+            trial = _Trial(target, sandbox, parts := [to_device(batches.first, target.device)], parameters, 0)
         end = time.monotonic() + min(max_seconds, deadline.seconds_left)
         runs: list[Curve] = []
         for rate, length in RATES:
@@ -179,6 +181,15 @@ class _Trial:
         self._parameters = parameters
         self.unavoidable = unavoidable
         self._main: int | None = None
+
+    def works(self) -> bool:
+        """Whether the step takes the samples: rows of a graph, say, can't be cut out."""
+        try:
+            with self._sandbox.probe():
+                run_step(self._target, self._parts[0])
+        except Broken:
+            return False
+        return True
 
     def run(
         self,
@@ -293,7 +304,7 @@ def _has_stalled(progress: Sequence[float]) -> bool:
     stretch = _PATIENCE // 2
     recent = max(progress) - max(progress[:-stretch])
     before = max(progress[end] - progress[end - stretch] for end in range(stretch, len(progress) - stretch))
-    return recent < 1e-3 or (recent < 0.01 and recent < 0.25 * before)
+    return recent < 0.01 and (recent < 0.25 * before or max(recent, before) < 1e-6)
 
 
 def _fallen(score: Score, first: Score) -> float:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-import torch
 from pydantic import Field
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
@@ -28,7 +28,7 @@ class Samples:
         scanned: how many samples were read, in loader order.
         complete: whether the loader came to its end.
         labels: the labels of the scanned samples.
-        spread: the labels of samples at evenly spaced places of the whole data set, read where the loader goes
+        spread: the labels of samples drawn from the whole data set, read where the loader goes
             through it in storage order and was not read to its end: its beginning need not be like the rest.
     """
 
@@ -89,14 +89,14 @@ def _length(loader: Any) -> int | None:
 
 
 def _spread_batches(loader: Any, end: float) -> Iterator[Any]:
-    """Evenly spaced samples of the data set behind a loader that is not shuffled, until the time ``end``."""
+    """Samples from all over the data set behind a loader that is not shuffled, until the time ``end``."""
     if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, SequentialSampler):
         return
     dataset, count = loader.dataset, _length(loader.dataset)
     if isinstance(dataset, IterableDataset) or not count:
         return
     step = loader.batch_size or 1
-    places = torch.linspace(0, count - 1, min(_SPREAD, count)).long().tolist()
+    places = sorted(random.Random(0).sample(range(count), min(_SPREAD, count)))
     for start in range(0, len(places), step):
         if time.monotonic() > end:
             return

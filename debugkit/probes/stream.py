@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar
 
+import torch
 from pydantic import Field
+from torch.utils.data import DataLoader, Dataset
 
 from debugkit.batch import size
 from debugkit.errors import Broken, Unavailable, one_line
@@ -50,15 +52,14 @@ class TrainStream:
             Unavailable: the target has no ``train_loader``.
             Broken: the loader can't be iterated.
         """
-        loader = target.train_loader
-        if loader is None:
+        if target.train_loader is None:
             raise Unavailable("the target has no data; pass `Target(model, train_loader)`")
-        if iter_is_self(loader):
+        if sandbox.one_way:
             sandbox.notices.append(
-                f"`train_loader` is a `{type(loader).__name__}` that can't be rewound: what was read is gone from it. "
-                "Pass a DataLoader, or make a fresh one to train on"
+                f"`train_loader` reads from a `{sandbox.one_way[0]}`, which can't be rewound: what was read is gone "
+                "from it; make a fresh loader to train on"
             )
-        return TrainStream(loader, timeout)
+        return TrainStream(target.train_loader, timeout)
 
     def prefix(self, count: int) -> list[Any]:
         """The first batches, at most ``count`` (up to :data:`KEPT_BATCHES`).
@@ -97,8 +98,9 @@ class TrainStream:
         self._iterator = iter(())
 
     def _begin(self, loader: Iterable[Any]) -> Iterator[Any]:
+        self._single = isinstance(loader, Dataset)
         try:
-            with _time_limit(self._timeout, "`train_loader` could not be opened"):
+            with _time_limit(self._timeout, "`train_loader` could not be opened"), _own_workers(loader):
                 return iter(loader)
         except Broken:
             raise
@@ -126,15 +128,40 @@ class TrainStream:
         if size(batch) == 0:
             self._failure = Broken(f"`train_loader` yields an empty batch (batch {self._read})")
             return None
+        if self._single and _is_one_sample(batch):
+            self._failure = Broken(
+                "`train_loader` is a data set that yields single samples; wrap it in a DataLoader"
+            )
+            return None
         self._read += 1
         if len(self._prefix) < KEPT_BATCHES:
             self._prefix.append(batch)
         return (batch,)
 
 
-def iter_is_self(loader: Any) -> bool:
-    """Whether a loader is an iterator (a generator, say), so that reading it uses it up."""
-    return hasattr(loader, "__next__")
+def _is_one_sample(batch: Any) -> bool:
+    """Whether something in it has no batch dimension: a number, or a tensor without dimensions."""
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    return isinstance(parts, Iterable) and any(
+        isinstance(part, (int, float)) or (isinstance(part, torch.Tensor) and not part.ndim) for part in parts
+    )
+
+
+@contextmanager
+def _own_workers(loader: Any) -> Iterator[None]:
+    """Open a loader with persistent workers without disturbing, or becoming, the iterator that it keeps."""
+    if not isinstance(loader, DataLoader):
+        yield
+        return
+    kept, loader._iterator = loader._iterator, None
+    try:
+        yield
+    finally:
+        loader._iterator = kept
+
+
+class _Expired(BaseException):
+    """Time is up; no ``Exception``, so that a data set that skips bad samples does not swallow it."""
 
 
 @contextmanager
@@ -146,12 +173,14 @@ def _time_limit(seconds: float, what: str) -> Iterator[None]:
         return
 
     def expire(*_: Any) -> None:
-        raise Broken(f"{what} within {seconds:g} s")
+        raise _Expired
 
     before = signal.signal(signal.SIGALRM, expire)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except _Expired:
+        raise Broken(f"{what} within {seconds:g} s") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -76,6 +76,11 @@ def test_sorted_data_has_more_than_one_class() -> None:
     assert judge(Target(classifier(), loader(y, shuffle=False), CE)).status == "pass"
 
 
+def test_labels_that_repeat_in_step_with_the_data() -> None:
+    y = torch.arange(255 * 20 + 1) % 2
+    assert judge(Target(classifier(), loader(y, shuffle=False), CE)).status == "pass"
+
+
 def test_many_classes_with_few_samples_each_are_not_judged() -> None:
     assert judge(Target(classifier(60), loader(torch.arange(60).repeat(2)[:100]), CE)).status == "pass"
 
@@ -137,7 +142,17 @@ def test_placeholder_labels_are_noted() -> None:
     target = Target(torch.nn.Linear(4, 4), loader(torch.zeros(100).long()), training_step=autoencoder_step)
     result = judge(target)
     assert result.status == "pass"
-    assert "does not depend on the labels" in result.findings[0].message
+    assert "does not depend on it" in result.findings[0].message
+
+
+def test_one_half_of_a_gan_has_one_label() -> None:
+    def step(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        real, ones = batch
+        score = F.binary_cross_entropy_with_logits
+        return score(model(real), ones) + score(model(torch.randn_like(real)), torch.zeros(len(real), 1))
+
+    data = loader(torch.ones(96, 1))
+    assert judge(Target(classifier(1), data, training_step=step)).status == "pass"
 
 
 def test_whole_numbers_to_regress_are_no_classes() -> None:

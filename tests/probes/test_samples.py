@@ -64,7 +64,9 @@ def test_scan_is_bounded_in_time() -> None:
 def test_sorted_data_is_judged_by_samples_from_all_over() -> None:
     samples = scan(numbered(1000, (torch.arange(1000) >= 500).long(), batch_size=10), max_samples=100)
     assert samples.labels.counts == {0: 100}
-    assert samples.representative.counts == {0: 128, 1: 128}
+    counts = samples.representative.counts or {}
+    assert sum(counts.values()) == 256
+    assert min(counts[0], counts[1]) > 90
 
 
 def test_a_loader_that_raises_in_the_middle_is_broken() -> None:
@@ -158,3 +160,17 @@ def test_tags() -> None:
     assert found.kind == "tags"
     assert set(found.counts or ()) == {0, 1, 2, 3, 4}
     assert labels_of((torch.randn(8, 40, 16), tags)).kind == "tags"
+
+
+def test_the_next_token_after_a_context() -> None:
+    tokens = (torch.rand(500, generator=torch.Generator().manual_seed(0)) ** 3 * 27).long()
+    windows = tokens.unfold(0, 4, 1)
+    assert labels_of((windows[:, :3], windows[:, 3])).kind == "tokens"
+    assert labels_of((torch.randint(5000, (64, 12)), torch.arange(64) % 20)).kind == "classes"
+
+
+def test_reconstructed_inputs_are_values() -> None:
+    x = (torch.rand(16, 20) > 0.9).float()
+    assert labels_of((x, x)).kind == "values"
+    noisy = (torch.rand(16, 64) > 0.9).float()
+    assert labels_of((noisy + 0.1, noisy)).kind == "values"

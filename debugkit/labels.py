@@ -263,11 +263,11 @@ def _is_mask(labels: torch.Tensor) -> bool:
 
 def _is_reconstruction(labels: torch.Tensor, inputs: Any) -> bool:
     """Whether the labels are an input, or have the shape of a wide one."""
-    for _, tensor in tensors(inputs):
-        if labels.ndim > 1 and tensor.is_floating_point() and tensor.shape == labels.shape:
-            if labels[0].numel() > _WIDE or torch.equal(tensor.detach().cpu().to(labels.dtype), labels):
-                return True
-    return False
+    if labels.ndim < 2:
+        return False
+    alike = [t for _, t in tensors(inputs) if t.is_floating_point() and t.shape == labels.shape]
+    wide = labels[0].numel() > _WIDE
+    return any(wide or torch.equal(t.detach().cpu().to(labels.dtype), labels) for t in alike)
 
 
 def _beside(labels: torch.Tensor, inputs: Any) -> bool:

@@ -104,6 +104,8 @@ class Watch(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if func is torch.Tensor.backward:
+            return self._backward(args[0])
         if func in DROPOUTS and args:
             return args[0]
         if func is F.scaled_dot_product_attention and kwargs.get("dropout_p"):
@@ -114,6 +116,20 @@ class Watch(TorchFunctionMode):
         if func in LOSSES and isinstance(result, torch.Tensor):
             self._calls.append((func, bind_loss(func, args, kwargs), result))
         return result
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        """Backpropagate with the mode on: activation checkpointing runs forward again, and dropout must be off."""
+        run: Callable[..., Any] = torch.autograd.Variable._execution_engine.run_backward
+        with self:
+            run(
+                (loss,),
+                (torch.ones_like(loss),),
+                False,
+                False,
+                (),
+                allow_unreachable=True,
+                accumulate_grad=True,
+            )
 
     def score(self, loss: torch.Tensor) -> Score:
         """The score of the pass that ended in ``loss``; finds the main loss call where it is not known."""

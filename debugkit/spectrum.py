@@ -183,18 +183,18 @@ def log_alpha_norm(eigenvalues: torch.Tensor, alpha: float) -> float:
 
 
 def _tail_distances(logs: torch.Tensor, alphas: torch.Tensor) -> torch.Tensor:
-    """D of every possible start of the tail."""
+    """D of every possible start of the tail, in blocks of starts."""
     n = len(logs)
     index = torch.arange(n, dtype=torch.float64, device=logs.device)
     distances = torch.empty(n, dtype=torch.float64, device=logs.device)
     start = 0
     while start < n:
-        stop = min(n, start + max(1, _BLOCK // (n - start)))
+        stop = min(n, start + max(1, min(_BLOCK // (n - start), n // 8)))
         first, ahead = index[start:stop, None], index[None, start:]
-        law = -torch.expm1((1 - alphas[start:stop, None]) * (logs[None, start:] - logs[start:stop, None]))
-        empirical = (ahead - first) / (n - first)
-        distance = (law - empirical).abs_()
-        distances[start:stop] = distance.masked_fill_(ahead < first, 0.0).amax(1)
+        beyond = (logs[None, start:] - logs[start:stop, None]).mul_(1 - alphas[start:stop, None]).exp_()
+        distance = ((ahead - first) / (n - first)).add_(beyond).sub_(1).abs_()
+        distance[:, : stop - start].triu_()
+        distances[start:stop] = distance.amax(1)
         start = stop
     return distances.nan_to_num_(nan=float("inf"))
 

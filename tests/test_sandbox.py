@@ -48,6 +48,7 @@ def fingerprint(target: Target) -> dict[str, Any]:
         "data": _state(getattr(target.train_loader, "dataset", target.train_loader)),
         "random": (random.getstate(), _digest(np.random.get_state()[1]), _digest(torch.get_rng_state())),
         "seed": torch.initial_seed(),
+        "step": getattr(target.training_step, "state", lambda: None)(),
         "switches": (
             torch.is_grad_enabled(),
             torch.is_autocast_enabled("cpu"),
@@ -533,57 +534,340 @@ TARGETS: list[Callable[[], Target]] = [
 ]
 
 
-@pytest.fixture(params=[sandbox.COPIED_BYTES, 0], ids=["copied", "watched"])
-def copying(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways to keep values: copied on entry (small models) and before the first write (large ones)."""
-    monkeypatch.setattr(sandbox, "COPIED_BYTES", request.param)
-
-
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> Iterator[None]:
     seed_everything(7)
     yield
+    seed_everything(0)
     torch.use_deterministic_algorithms(False)
     torch.set_default_dtype(torch.float32)
+    torch.set_autocast_dtype("cpu", torch.bfloat16)
 
 
-def run_all(target: Target) -> debugkit.Report:
+def run_all(target: Target, max_cost: str = "training") -> debugkit.Report:
     """The whole checklist, with short training probes."""
     registry = load()
-    return Run(target, config={"budget": 60}, settings=_short(registry), registry=registry).execute()
-
-
-def _short(registry: Registry) -> list[str]:
-    if "overfit-runs" not in registry.evidence:
-        return []
-    return ["overfit-runs.max-steps=10", "overfit-runs.own-steps=5"]
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.usefixtures("copying")
-@pytest.mark.parametrize("make", TARGETS, ids=lambda make: make.__name__)
-def test_everything_is_as_before(make: Callable[[], Target]) -> None:
-    target = make()
-    before = fingerprint(target)
-    report = run_all(target)
-    assert _difference(before, fingerprint(target)) == []
-    assert report.counts["pass"] > 0
-    crashed = [f"{r.check}: {r.reason}" for r in report.results if r.status == "error"]
-    assert crashed == []
+    short = ["overfit-runs.max-steps=10", "overfit-runs.own-steps=5"]
+    return Run(target, config={"max-cost": max_cost}, settings=short, registry=registry).execute()
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", TARGETS, ids=lambda make: make.__name__)
 def test_training_proceeds_bit_for_bit(make: Callable[[], Target]) -> None:
-    results = []
-    for measured in (False, True):
-        seed_everything(7)
-        torch.set_default_dtype(torch.float32)
-        target = make()
-        if measured:
-            run_all(target)
-        results.append(train(target))
-    assert results[0] == results[1]
+    expected = train(make())
+    seed_everything(7)
+    torch.set_default_dtype(torch.float32)
+    target = make()
+    before = fingerprint(target)
+    report = run_all(target)
+    assert _difference(before, fingerprint(target)) == []
+    assert train(target) == expected
+    assert report.counts["pass"] > 0
+    assert [f"{r.check}: {r.reason}" for r in report.results if r.status == "error"] == []
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", TARGETS, ids=lambda make: make.__name__)
+def test_large_models_are_copied_before_the_first_write(
+    make: Callable[[], Target], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "COPIED_BYTES", 0)
+    target = make()
+    before = fingerprint(target)
+    report = run_all(target, max_cost="backward")
+    assert _difference(before, fingerprint(target)) == []
+    assert report.counts["pass"] > 0
+    assert [f"{r.check}: {r.reason}" for r in report.results if r.status == "error"] == []
+
+
+# --- when something goes wrong on the way ---
+
+
+@check
+def crashes(step: TrainingStep) -> Iterator[Finding]:
+    """Raises."""
+    yield note("on the way")
+    raise RuntimeError("boom")
+
+
+@check
+def reads_batches(batches: Batches) -> Iterator[Finding]:
+    """Passes."""
+    yield note(f"{batches.samples} samples")
+
+
+def test_a_check_that_crashes_changes_nothing() -> None:
+    target = mid_training()
+    before = fingerprint(target)
+    registry = Registry([Check(crashes, "test", "test"), Check(reads_batches, "test", "test")])
+    report = Run(target, config={}, registry=registry).execute()
+    assert report["crashes"].status == "error"
+    assert report["reads-batches"].status == "pass"
+    assert report.exit_code() == 2
+    assert _difference(before, fingerprint(target)) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
+def test_a_step_that_raises_half_way_changes_nothing(error: type[BaseException]) -> None:
+    armed = False
+
+    def step(model: nn.Module, batch: Any) -> torch.Tensor:
+        loss = F.cross_entropy(model(batch[0]), batch[1])
+        if armed:
+            loss.backward()
+            model[0].weight.data.zero_()  # type: ignore[index]
+            model.eval()
+            raise error
+        return loss
+
+    model = net(nn.BatchNorm1d(16))
+    target = target_of(model, loss_fn=None, training_step=step)
+    train(target, 2)
+    before = fingerprint(target)
+    armed = True
+    if error is RuntimeError:
+        assert debugkit.run(target, select="logits-vs-probs")["logits-vs-probs"].status == "error"
+    else:
+        with pytest.raises(error):
+            debugkit.run(target, select="logits-vs-probs")
+    assert armed
+    assert _difference(before, fingerprint(target)) == []
+
+
+def test_ctrl_c_gives_the_partial_report() -> None:
+    def step(model: nn.Module, batch: Any) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    target = target_of(net(), loss_fn=None, training_step=step)
+    run = Run(target, config={}, registry=load())
+    report = run.execute()
+    assert report.interrupted
+    assert report.exit_code() == 130
+    assert report["label-balance"].status == "pass"
+    assert report["logits-vs-probs"].status == "skip"
+
+
+def test_an_interrupt_while_restoring_waits() -> None:
+    import signal
+
+    class Slow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.calls = net(), 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return self.body(x)
+
+    target = target_of(Slow())
+    before = fingerprint(target)
+
+    def interrupted_while_restoring() -> None:
+        with Sandbox(target) as box, box.probe():
+            target.model(torch.zeros(2, 8))
+            box._program._undo.insert(0, lambda: signal.raise_signal(signal.SIGINT))
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_while_restoring()
+    assert _difference(before, fingerprint(target)) == []
+
+
+# --- hooks ---
+
+
+def test_hooks_that_only_look_do_not_fire() -> None:
+    fired: list[str] = []
+    model = net()
+    model.register_forward_pre_hook(lambda m, a: fired.append("pre"))
+    model[0].register_forward_hook(lambda m, a, o: fired.append("forward"))
+    model[2].register_full_backward_hook(lambda m, i, o: fired.append("backward"))
+    model[0].weight.register_hook(lambda gradient: fired.append("tensor"))
+
+    def note_down(module: nn.Module, args: Any, output: Any) -> None:
+        fired.append("function")
+
+    model[2].register_forward_hook(note_down)
+    everywhere = nn.modules.module.register_module_forward_hook(note_down)
+    try:
+        run_all(target_of(model))
+        assert fired == []
+        model(torch.zeros(2, 8)).sum().backward()
+    finally:
+        everywhere.remove()
+    assert {"pre", "forward", "backward", "tensor", "function"} == set(fired)
+
+
+def test_hooks_that_compute_stay() -> None:
+    model = net()
+    model[0].register_forward_hook(lambda m, a, o: o * 0.0)
+
+    def shrink(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        output.mul_(0.5)
+
+    def count(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return output
+
+    calls: list[int] = []
+    model[2].register_forward_hook(shrink)
+    model[2].register_forward_hook(count)
+    target = target_of(model)
+    expected = model(torch.ones(2, 8)).detach()
+    calls.clear()
+    with Sandbox(target) as box:
+        with box.probe():
+            assert torch.equal(model(torch.ones(2, 8)), expected)
+            assert calls == [1]
+        assert calls == []
+
+
+def test_an_optimizer_in_the_backward_pass_does_not_step() -> None:
+    model = net()
+    optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+    steps: list[int] = []
+
+    def step(parameter: torch.Tensor) -> None:
+        steps.append(1)
+        optimizers[parameter].step()  # type: ignore[index]
+        parameter.grad = None
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(step)
+    target = Target(model, DataLoader(blobs(), 8), nn.CrossEntropyLoss())
+    before = fingerprint(target)
+    report = run_all(target)
+    assert steps == []
+    assert not report.counts["error"]
+    assert _difference(before, fingerprint(target)) == []
+
+
+# --- what a probe gives ---
+
+
+def test_a_probe_starts_seeded_with_gradients_on_and_cleared() -> None:
+    target = mid_training()
+    assert all(p.grad is not None for p in target.model.parameters())
+    with torch.no_grad(), Sandbox(target, seed=3) as box:
+        draws = []
+        for _ in range(2):
+            with box.probe():
+                assert torch.is_grad_enabled()
+                assert all(p.grad is None for p in target.model.parameters())
+                draws.append((random.random(), np.random.rand(), torch.rand(()).item()))
+            assert not torch.is_grad_enabled()
+        assert draws[0] == draws[1]
+    assert all(p.grad is not None for p in target.model.parameters())
+
+
+def test_a_training_probe_may_train() -> None:
+    target = mid_training()
+    before = fingerprint(target)
+    with Sandbox(target) as box:
+        box.protect(target.model.parameters())
+        with box.probe(), own_steps():
+            train(Target(target.model, target.train_loader, target.loss_fn), 3)
+            assert _difference(before, fingerprint(target))
+    assert _difference(before, fingerprint(target)) == []
+
+
+@pytest.mark.parametrize("copied", [sandbox.COPIED_BYTES, 0])
+def test_a_training_probe_that_forgets_to_protect_is_undone_as_well(
+    copied: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "COPIED_BYTES", copied)
+    target = plain_mlp()
+    before = fingerprint(target)
+    with Sandbox(target) as box, box.probe(), own_steps():
+        train(Target(target.model, target.train_loader, target.loss_fn), 3)
+    assert _difference(before, fingerprint(target)) == []
+
+
+def test_a_graph_made_before_can_still_be_used() -> None:
+    target = cnn_with_batch_norm()
+    inputs, labels = next(iter(target.train_loader))  # type: ignore[arg-type]
+    loss = F.cross_entropy(target.model(inputs), labels)
+    debugkit.run(target, select="logits-vs-probs")
+    loss.backward()
+
+
+def test_a_probe_leaves_unused_accelerators_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    queued: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "_lazy_call", lambda call, **_: queued.append(call))
+    seed_everything(1)
+    assert queued == []
+
+
+def test_a_matmul_precision_set_in_two_ways_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> str:
+        raise RuntimeError("you have used mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuse)
+    assert debugkit.run(plain_mlp(), select="logits-vs-probs").status == "pass"
+
+
+def test_an_open_file_is_rewound(tmp_path: Any) -> None:
+    class Lines(IterableDataset[Any]):
+        def __init__(self) -> None:
+            path = tmp_path / "numbers.txt"
+            path.write_text("\n".join(str(i) for i in range(64)))
+            self.file = path.open()
+
+        def __iter__(self) -> Iterator[Any]:
+            while line := self.file.readline():
+                yield torch.full((8,), float(line)), int(line) % 2
+
+    data = Lines()
+    target = target_of(net(), DataLoader(data, 8))
+    report = debugkit.run(target, select="logits-vs-probs")
+    assert report.notices == ()
+    assert data.file.readline() == "0\n"
+    data.file.close()
+
+
+# --- plain objects ---
+
+
+def test_attributes_are_put_back_by_identity() -> None:
+    class Holder:
+        pass
+
+    holder: Any = Holder()
+    holder.rows, holder.table, holder.names = [1, 2], {"a": [1]}, {"x"}
+    rows, table = holder.rows, holder.table
+    saved = Attributes(holder)
+    holder.rows.append(3)
+    holder.table = {}
+    holder.names.add("y")
+    holder.new = 1
+    saved.restore()
+    assert holder.rows is rows
+    assert rows == [1, 2]
+    assert holder.table is table
+    assert holder.names == {"x"}
+    assert not hasattr(holder, "new")
+
+
+def test_library_objects_behind_a_function_are_left_alone() -> None:
+    import logging
+
+    logger, books = logging.getLogger("training"), {"steps": [0]}
+
+    def step(model: nn.Module, batch: Any) -> Any:
+        logger.info("step")
+        books["steps"].append(1)
+        return model(batch)
+
+    found = {id(value) for value in reachable(functools.partial(step, batch=None))}
+    assert id(books) in found
+    assert id(books["steps"]) in found
+    assert id(logger) not in found
+
+
+def test_evidence_is_dropped_with_the_run() -> None:
+    target = plain_mlp()
+    with Sandbox(target) as box:
+        Ledger({Target: target, Sandbox: box}).get(TrainingStep)
+    assert not [name for name in vars(box) if name.endswith("tensors")]
 
 
 def _difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

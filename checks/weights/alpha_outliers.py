@@ -289,10 +289,8 @@ def _trained(blocks: int = 5, width: int = 128) -> torch.nn.Sequential:
     for _ in range(blocks):
         layer = torch.nn.Linear(width, width)
         with torch.no_grad():
-            strength = torch.arange(1, 33) ** -0.7
-            left = torch.linalg.qr(torch.randn(width, 32)).Q
-            right = torch.linalg.qr(torch.randn(width, 32)).Q
-            layer.weight += (left * strength * 2) @ right.T
+            left, right = (torch.linalg.qr(torch.randn(width, width // 2)).Q for _ in range(2))
+            layer.weight += (left * 4 * torch.arange(1, width // 2 + 1) ** -0.7) @ right.T
         model.extend([layer, torch.nn.ReLU()])
     return model.append(torch.nn.Linear(width, 2))
 

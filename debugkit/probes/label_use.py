@@ -36,7 +36,7 @@ class LabelUse:
         losses: names of the torch losses that took the labels as their target.
         reweighted: whether the loss weighs classes: class weights, ``pos_weight``, a weight looked up by label, or
             an unreduced loss multiplied by something that depends on the label (focal loss).
-        alone: whether no other torch loss takes part in the step (such as the other half of a GAN's).
+        alone: whether no call of the same loss takes other targets (as the other half of a GAN does).
     """
 
     cost: ClassVar[Cost] = "forward"
@@ -65,7 +65,10 @@ class LabelUse:
             except Broken as error:
                 raise Unavailable(f"the step could not be followed: {error}") from error
             return LabelUse(
-                taint.holds(loss) or taint.escaped, tuple(taint.losses), taint.reweighted, taint.others == 0
+                used=taint.holds(loss) or taint.escaped,
+                losses=tuple(taint.losses),
+                reweighted=taint.reweighted,
+                alone=taint.others.isdisjoint(taint.losses),
             )
 
     @property
@@ -84,7 +87,7 @@ class _Taint(TorchFunctionMode):
         self.escaped = False
         self.losses: list[str] = []
         self.reweighted = False
-        self.others = 0
+        self.others: set[str] = set()
 
     def holds(self, value: Any) -> bool:
         return id(value) in self._marked
@@ -95,9 +98,8 @@ class _Taint(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         given = list(_flat((args, kwargs)))
-        self.others += func in LOSSES and not any(self.holds(value) for value in given)
+        name = getattr(func, "__name__", "")
         if any(self.holds(value) for value in given):
-            name = getattr(func, "__name__", "")
             if name == "__get__" and not isinstance(result, torch.Tensor):
                 return result
             self.escaped |= name in _ESCAPES
@@ -106,6 +108,8 @@ class _Taint(TorchFunctionMode):
                 self._marked[id(value)] = value
             if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
                 self._marked[id(args[0])] = args[0]
+        elif func in LOSSES:
+            self.others.add(name)
         return result
 
     def _note(self, func: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 FEWEST_EIGENVALUES = 50
 SHORTEST_SIDE = 32
 _SAMPLED_VALUES = 2**20
+_LAZY = "not initialised yet"
 _GATES = {"LSTM": ("input", "forget", "cell", "output"), "GRU": ("reset", "update", "new")}
 
 
@@ -212,7 +213,7 @@ def _find(model: nn.Module) -> tuple[list[_Matrix], list[SkippedMatrix]]:
                 cut = _cut(module, attribute, parameter.detach())
             seen.setdefault(id(parameter), name)
             if isinstance(cut, str):
-                if getattr(parameter, "ndim", 2) >= 2:
+                if parameter.ndim >= 2 or cut == _LAZY:
                     skipped.append(SkippedMatrix(name, _shape(parameter), cut))
                 continue
             kind, parts = cut
@@ -233,7 +234,7 @@ def _shape(parameter: torch.Tensor) -> tuple[int, ...]:
 def unreadable(parameter: torch.Tensor) -> str | None:
     """Why the values of a parameter can't be read as a matrix; ``None`` where they can."""
     if torch.nn.parameter.is_lazy(parameter):
-        return "not initialised yet"
+        return _LAZY
     if parameter.is_meta:
         return "on the meta device"
     if type(parameter.data) is not torch.Tensor and type(parameter.data) is not nn.Parameter:

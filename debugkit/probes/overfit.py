@@ -275,7 +275,8 @@ class _Trial:
                 self.unavoidable = max(self.unavoidable, blind * len(self._parts))
             if not outcome.loss.requires_grad:
                 raise Broken("the loss lost its graph while the model was trained on a few samples")
-            backward(outcome.loss / len(self._parts))
+            with watch:
+                backward(outcome.loss / len(self._parts))
         return Score.total(scores)
 
     def _ended(self, scores: Sequence[Score], progress: Sequence[float], end: float) -> Outcome | None:

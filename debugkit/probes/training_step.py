@@ -95,10 +95,14 @@ class TrainingStep:
         Raises:
             Broken: the user's step raised.
         """
+        in_eval = not sandbox.training[""]
         with sandbox.probe():
-            if not sandbox.training[""]:
+            sets_modes = in_eval and target.training_step is not None and _sets_modes(target, batches.first)
+        with sandbox.probe():
+            if in_eval:
                 target.model.train()
-            return _trace(target, batches.first)
+            step = _trace(target, batches.first)
+        return replace(step, set_modes=True) if sets_modes else step
 
     @property
     def missing(self) -> list[str]:
@@ -163,6 +167,13 @@ def gradients_of(model: torch.nn.Module) -> dict[str, Gradient]:
     return found
 
 
+def _sets_modes(target: Target, batch: Any) -> bool:
+    """Whether the step, run from the modes as they are, changes training flags."""
+    before = [module.training for module in target.model.modules()]
+    run_step(target, batch)
+    return before != [module.training for module in target.model.modules()]
+
+
 def _trace(target: Target, batch: Any) -> TrainingStep:
     model = target.model
     modes = {name: module.training for name, module in model.named_modules()}
@@ -174,9 +185,10 @@ def _trace(target: Target, batch: Any) -> TrainingStep:
     after = {name: module.training for name, module in model.named_modules()}
     own_backward = any(parameter.grad is not None for parameter in model.parameters())
     nodes: set[Node] = set()
-    if loss.requires_grad and not own_backward:
+    if loss.requires_grad:
         nodes = set(ancestors([loss.grad_fn]))
-        backward(loss)
+        if not own_backward:
+            backward(loss)
     trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     found = leaves([loss.grad_fn]) if nodes else {}
     gradients = gradients_of(model)

@@ -57,11 +57,10 @@ def trained(*shapes: tuple[int, int]) -> nn.Sequential:
     model = nn.Sequential(*(nn.Linear(a, b) for a, b in shapes))
     with torch.no_grad():
         for layer in model:
-            rank = 32
-            scale = torch.arange(1, rank + 1) ** -0.7
+            rank = min(layer.weight.shape) // 2
             left = torch.linalg.qr(torch.randn(layer.out_features, rank)).Q
             right = torch.linalg.qr(torch.randn(layer.in_features, rank)).Q
-            layer.weight += 2 * (left * scale) @ right.T
+            layer.weight += (left * 4 * torch.arange(1, rank + 1) ** -0.7) @ right.T
     return model
 
 
@@ -298,9 +297,22 @@ def test_what_is_left_out_has_a_reason() -> None:
         "small.weight": "a side under 32",
         "meta.weight": "on the meta device",
         "lazy.weight": "not initialised yet",
+        "lazy.bias": "not initialised yet",
         "codes": "quantised or packed (int8)",
         "positions": "a table, or a matrix of unknown use",
     }
+
+
+def test_model_in_its_first_steps_is_not_blamed_for_the_layers_that_lag() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(128, 128) for _ in range(8)))
+    with torch.no_grad():
+        for layer in list(model)[:7]:
+            layer.weight += torch.randn(128, 2) @ torch.randn(2, 128) / 128  # type: ignore[operator]
+    state = state_of(model)
+    assert (state.count("trained"), state.count("initial")) == (7, 1)
+    assert not state.trained
+    assert judge(model).status == "pass"
 
 
 def test_nothing_to_judge_is_a_skip() -> None:

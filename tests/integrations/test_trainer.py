@@ -154,6 +154,20 @@ def test_options_train_the_same_too(tmp_path, options):
     assert report["logits-vs-probs"].status in ("pass", "skip")
 
 
+def test_model_in_eval_mode_is_seen_to_be_switched_by_the_step(tmp_path):
+    trainer = trainer_of(tmp_path)
+    assert not trainer.model.training
+    assert run(Target.from_trainer(trainer), select="eval-mode", config={}).status == "pass"
+    assert not trainer.model.training
+
+
+def test_activation_checkpointing_is_on_in_every_check(tmp_path):
+    trainer = trainer_of(tmp_path, options={"activation_checkpointing": True})
+    report = run(Target.from_trainer(trainer), config={})
+    assert report["overfit-samples"].status == "pass"
+    assert report.exit_code("fail") == 0
+
+
 def test_fields_follow_the_arguments(tmp_path):
     trainer = trainer_of(
         tmp_path,

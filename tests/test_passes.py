@@ -1,0 +1,47 @@
+"""The cost of the default list, counted in passes of the user's batch."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from debugkit import Target
+
+PATH = Path(__file__).parents[1] / "benchmarks" / "passes.py"
+
+
+@pytest.fixture(scope="module")
+def passes() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("passes", PATH)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["passes"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["encoder", "decoder", "cnn"])
+def test_the_default_list_stays_cheap(passes: ModuleType, name: str) -> None:
+    counter = passes.count(passes.TARGETS[name](), {"max-cost": "backward"})
+    assert 3 <= counter.total.cost <= passes.BOUND, passes.table(counter)
+
+
+def test_passes_are_counted_by_size_and_kind(passes: ModuleType) -> None:
+    model = torch.nn.Linear(3, 2)
+    counter = passes.Counter(batch_values=12)
+    counter.attach(model)
+    model(torch.ones(4, 3)).sum().backward()
+    model(torch.ones(2, 3))
+    total = counter.total
+    assert (total.calls, total.forward, total.backward, total.cost) == (2, 1.5, 1.0, 3.5)
+
+
+def test_data_costs_no_pass(passes: ModuleType) -> None:
+    target: Target = passes.TARGETS["cnn"]()
+    assert passes.count(target, {"max-cost": "data"}).total.calls == 0

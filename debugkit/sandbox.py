@@ -28,8 +28,9 @@ from debugkit.objects import Snapshot, one_way, reachable
 from debugkit.target import Target
 
 COPIED_BYTES = 2**26
-_SMALL_BUFFER = 2**20
-_LOOKED_INTO = 200
+_BUFFER_BYTES = 2**28  # BatchNorm kernels write to their buffers without saying so
+_DATA_BYTES = 2**26
+_LOOKED_INTO = 2_000
 
 
 class Randomness:
@@ -119,7 +120,7 @@ class _TensorState:
         self._requires_grad = tensor.requires_grad
         self._values: torch.Tensor | None = None
         plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
-        self._data = tensor.data if plain else None
+        self._data = tensor.data if plain and not tensor.is_meta else None
         counter = torch.autograd._unsafe_preserve_version_counter  # type: ignore[attr-defined]
         self._version = None if tensor.is_inference() else counter(tensor)
 
@@ -134,28 +135,30 @@ class _TensorState:
 
     def restore(self) -> None:
         tensor = self.tensor
-        if self._data is not None and not tensor.data.is_set_to(self._data):
+        if self._data is not None and self._is_elsewhere(self._data):
             tensor.data = self._data
-        with torch.no_grad(), self._version or nullcontext():
+        free = torch.inference_mode() if tensor.is_inference() else torch.no_grad()
+        with free, self._version or nullcontext():
             if self._values is not None and not _same_bits(tensor.detach().cpu(), self._values):
                 tensor.copy_(self._values)
         if self._leaf:
-            if not tensor.is_leaf:
+            if not tensor.is_leaf and not tensor._is_view():
                 tensor.detach_()
             if tensor.requires_grad != self._requires_grad:
                 tensor.requires_grad_(self._requires_grad)
             if tensor.grad is not self.grad:
                 tensor.grad = self.grad
 
+    def _is_elsewhere(self, data: torch.Tensor) -> bool:
+        return self.tensor.device != data.device or not self.tensor.data.is_set_to(data)
 
-def _keep_small(states: Iterable[_TensorState]) -> None:
-    """Copy what is cheap to copy. Small buffers always: BatchNorm kernels write to them without saying so."""
-    room = COPIED_BYTES
+
+def _keep(states: Iterable[_TensorState], room: int) -> None:
+    """Copy what is cheap to copy: the smallest tensors that ``room`` bytes have space for."""
     for state in sorted(states, key=lambda state: state.bytes):
-        room -= state.bytes
-        buffer = state.bytes <= _SMALL_BUFFER and not isinstance(state.tensor, torch.nn.Parameter)
-        if buffer or room >= 0:
-            state.keep_values()
+        if (room := room - state.bytes) < 0:
+            break
+        state.keep_values()
 
 
 def _is_lazy(tensor: torch.Tensor) -> bool:
@@ -249,7 +252,10 @@ class Sandbox:
         self._modules = [value for value in program if isinstance(value, torch.nn.Module)]
         self._data_tensors = _states(data)
         self._tensors = _states(program)
-        _keep_small([*self._tensors.values(), *self._data_tensors.values()])
+        parameters = {id(p) for module in self._modules for p in module._parameters.values()}
+        _keep((state for key, state in self._tensors.items() if key not in parameters), _BUFFER_BYTES)
+        _keep(self._tensors.values(), COPIED_BYTES)
+        _keep(self._data_tensors.values(), _DATA_BYTES)
         return self
 
     def __exit__(self, *exc: object) -> None:

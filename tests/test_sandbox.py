@@ -471,6 +471,17 @@ class ScalesInputs(nn.Module):
         return self.body(x.mul_(2))
 
 
+def rows_that_the_collator_empties() -> Target:
+    """Each row loses its label when it is read; only the first epoch works."""
+    rows = [{"x": x, "label": int(y)} for x, y in blobs()]
+
+    def collate(batch: list[dict[str, Any]]) -> Any:
+        labels = [row.pop("label", 0) for row in batch]
+        return torch.stack([row["x"] for row in batch]), torch.tensor(labels)
+
+    return target_of(net(), DataLoader(rows, 8, shuffle=True, collate_fn=collate))  # type: ignore[arg-type]
+
+
 # --- the user's own step ---
 
 
@@ -530,6 +541,7 @@ TARGETS: list[Callable[[], Target]] = [
     loader_with_generator,
     resumable_loader,
     loader_of_views,
+    rows_that_the_collator_empties,
     step_with_books,
 ]
 
@@ -780,6 +792,36 @@ def test_a_training_probe_that_forgets_to_protect_is_undone_as_well(
     with Sandbox(target) as box, box.probe(), own_steps():
         train(Target(target.model, target.train_loader, target.loss_fn), 3)
     assert _difference(before, fingerprint(target)) == []
+
+
+def test_tensors_of_every_kind_are_put_back() -> None:
+    model = nn.Module()
+    kinds = [torch.float64, torch.bfloat16, torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn]
+    for i, kind in enumerate(kinds):
+        model.register_buffer(f"buffer{i}", torch.ones(2, 3).to(kind))
+    model.register_buffer("scalar", torch.tensor(1.0))
+    model.register_buffer("nan", torch.tensor([float("nan"), -0.0]))
+    model.register_buffer("turned", torch.ones(2, 3).t())
+    model.register_buffer("sparse", torch.eye(3).to_sparse())
+    model.register_buffer("empty", torch.zeros(0))
+    model.absent = nn.Linear(2, 2, device="meta")
+    with torch.inference_mode():
+        model.register_buffer("inference", torch.ones(2))
+    before = {
+        name: (id(t), t.stride() if t.layout is torch.strided else 0) for name, t in model.named_buffers()
+    }
+    with Sandbox(Target(model)) as box, box.probe(), torch.inference_mode():
+        for buffer in model.buffers():
+            buffer.zero_()
+    assert {
+        n: (id(t), t.stride() if t.layout is torch.strided else 0) for n, t in model.named_buffers()
+    } == before
+    for i, kind in enumerate(kinds):
+        assert torch.equal(getattr(model, f"buffer{i}").float(), torch.ones(2, 3)), kind
+    assert float(model.scalar) == 1.0
+    assert torch.equal(model.nan.view(torch.int32), torch.tensor([float("nan"), -0.0]).view(torch.int32))
+    assert torch.equal(model.sparse.to_dense(), torch.eye(3))
+    assert torch.equal(model.inference, torch.ones(2))
 
 
 def test_a_graph_made_before_can_still_be_used() -> None:

@@ -58,7 +58,9 @@ def alpha_outliers(
     ## Known limits
     Alpha alone is no verdict: noise lands between 2 and 6 as often as trained layers do, so alpha under 2 and
     outliers among peers are notes. Matrices with a side under 128 are recognised as untrained only by their
-    uniform values (torch's default initialisation), matrices with a side under 32 not at all. A new layer
+    uniform values (torch's default initialisation), matrices with a side under 32 not at all. In the first
+    hundreds of steps layers leave their initialisation one by one, so nothing is called untrained or weak
+    until most layers are far from it. A new layer
     that is about to be trained is a warning only where most layers of the same place in other blocks, one of
     them later, are trained. Embeddings, adapters, depthwise convolutions and quantised weights are left out.
 

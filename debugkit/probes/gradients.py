@@ -50,7 +50,8 @@ class Gradients:
         looks = [step.gradients]
         calls = [step.module_calls]
         doubtful = step.has_graph and any(g.missing or g.zero for g in step.gradients.values())
-        for turn in (1, 2) if doubtful else ():
+        turns = (1, 2) if doubtful else ()
+        for turn in turns:
             blank = _blank_parameters(target.model) if turn == 2 else []
             sandbox.protect(blank)
             with sandbox.probe():
@@ -72,7 +73,7 @@ class Gradients:
         dead = [
             n for n in names if n not in missing and all(look[n].missing or look[n].zero for look in looks)
         ]
-        early = [n for n in names if n not in dead and all(look[n].zero for look in looks[:-1])]
+        early = [n for n in names if turns and n not in dead and all(look[n].zero for look in looks[:-1])]
         branches = [
             name for name in missing if _is_conditional(target.model, calls, step.module_shapes, name)
         ]

@@ -71,7 +71,7 @@ def overfit_samples(
         return
     judged = [run for run in runs.runs if run.outcome in ("stalled", "diverged")]
     certain = len(judged) >= 2 and all(run in judged or run.best < best.best + 0.02 for run in runs.runs)
-    if not certain or best.last.kind == "unknown" and best.best > 0.02:
+    if not certain or (best.last.kind == "unknown" and best.best > 0.02):
         raise Unavailable(
             f"not judged: after {len(best.scores)} steps of {best.optimizer} the loss was still falling "
             f"({_from_to(best.first, best.last)}); raise `overfit-runs.max-steps` or `overfit-runs.max-seconds`"

@@ -33,8 +33,26 @@ DROPOUTS = frozenset(
     }
 )
 _SAMPLING = frozenset(
-    "rand randn randint rand_like randn_like randint_like normal bernoulli multinomial randperm poisson "
-    "normal_ uniform_ bernoulli_ exponential_ gumbel_softmax rrelu rrelu_".split()
+    [
+        "rand",
+        "randn",
+        "randint",
+        "rand_like",
+        "randn_like",
+        "randint_like",
+        "normal",
+        "bernoulli",
+        "multinomial",
+        "randperm",
+        "poisson",
+        "normal_",
+        "uniform_",
+        "bernoulli_",
+        "exponential_",
+        "gumbel_softmax",
+        "rrelu",
+        "rrelu_",
+    ]
 )
 
 

@@ -151,7 +151,8 @@ class LayerSpectra:
         for index in _evenly(len(wanted)):
             if time.monotonic() > end:
                 break
-            spectra[index] = list(_analyse(wanted[index]))
+            with spectrum.few_threads(min(wanted[index].parts[0][1].shape[-2:])):
+                spectra[index] = list(_analyse(wanted[index]))
         layers = tuple(layer for index in sorted(spectra) for layer in spectra[index])
         return LayerSpectra(layers, tuple(skipped), len(wanted), len(spectra))
 

@@ -75,6 +75,10 @@ _NAMES = {
     "Ceil": "ceil",
     "Trunc": "trunc",
     "Heaviside": "heaviside",
+    "Addmm": "linear",
+    "Mm": "linear",
+    "Bmm": "matmul",
+    "Convolution": "convolution",
 }
 
 ZERO_GRADIENT_OPS = frozenset({"round", "sign", "floor", "ceil", "trunc", "heaviside"})

@@ -104,7 +104,7 @@ class Watch(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.Tensor.backward and len(args) == 1 and not kwargs:  # not one inside a custom backward
+        if func is torch.Tensor.backward and len(args) == 1 and not kwargs:  # else inside a custom backward
             return self._backward(args[0])
         if func in DROPOUTS and args:
             return args[0]

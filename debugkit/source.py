@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 _OWN = (str(Path(__file__).parent) + os.sep,)
+_EXAMPLES = f"{os.sep}debugkit{os.sep}checks{os.sep}"
 
 
 @cache
@@ -27,11 +28,27 @@ def is_library_file(filename: str) -> bool:
     if filename.startswith("<"):
         return not filename.startswith(("<ipython", "<stdin", "<string"))
     path = os.path.realpath(filename)
+    if _EXAMPLES in path:
+        return False
     return (
         path.startswith((*_library_roots(), *_OWN))
         or f"{os.sep}site-packages{os.sep}" in path
         or f"{os.sep}dist-packages{os.sep}" in path
     )
+
+
+def is_library_class(kind: type) -> bool:
+    """Whether a class is defined in Python, an installed package or debugkit, and not by the user."""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return file is not None and is_library_file(file)
+
+
+def is_library_call(frame: FrameType | None = None) -> bool:
+    """Whether the innermost frame outside torch and debugkit, from the caller on, is a library's."""
+    frame = frame or sys._getframe(1)
+    while frame is not None and (_is_own(frame) or _is_machinery(frame.f_code.co_filename)):
+        frame = frame.f_back
+    return frame is not None and is_library_file(frame.f_code.co_filename)
 
 
 def user_location(frame: FrameType | None = None, *, outer: bool = False) -> str | None:
@@ -66,8 +83,12 @@ def shorten(filename: str) -> str:
 
 
 def _is_own(frame: FrameType) -> bool:
-    return os.path.realpath(frame.f_code.co_filename).startswith(_OWN)
+    path = os.path.realpath(frame.f_code.co_filename)
+    return path.startswith(_OWN) and _EXAMPLES not in path
 
 
 def _is_machinery(filename: str) -> bool:
-    return filename.startswith("<") or f"{os.sep}torch{os.sep}" in filename or "site-packages" not in filename
+    """Whether a file belongs to torch or to Python itself."""
+    if not is_library_file(filename):
+        return False
+    return "site-packages" not in filename or f"{os.sep}site-packages{os.sep}torch{os.sep}" in filename

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from debugkit.batch import tensors
 from debugkit.graph import Node, Producer, gradient_edge, producers
-from debugkit.source import user_location
+from debugkit.source import is_library_call, is_library_class, user_location
 
 Expects = Literal["logits", "binary logits", "log-probabilities", "probabilities", "values"]
 
@@ -142,6 +143,7 @@ class Cut:
         location: the user's source line.
         module: dotted name of the module in whose forward it happened.
         checkpointed: whether it happened inside reentrant activation checkpointing.
+        in_library: whether an installed package made the cut, and not the user's own code.
         nodes: the autograd nodes of the values that lost their gradient.
     """
 
@@ -150,6 +152,7 @@ class Cut:
     location: str | None
     module: str | None
     checkpointed: bool
+    in_library: bool
     nodes: tuple[Node, ...] = field(repr=False)
 
 
@@ -184,8 +187,10 @@ class Recorder(TorchFunctionMode):
         self.module_calls: dict[str, int] = {}
         self.module_shapes: dict[str, tuple[int, ...]] = {}
         self.stack: list[str] = []
+        self.module_outputs: dict[str, tuple[Node, ...]] = {}
         self.root_call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self.root_output: Any = None
+        self._frames: list[tuple[str, bool, bool]] = []
         self._activations: dict[int, Producer] = {}
         self._alive: list[Node] = []
 
@@ -209,6 +214,22 @@ class Recorder(TorchFunctionMode):
             self._activation(name, result, args, kwargs)
         self._watch_cut(name, result, args, kwargs)
         return result
+
+    def enter(self, name: str, module: torch.nn.Module) -> None:
+        """A module's forward begins."""
+        self.stack.append(name)
+        self._frames.append((name, is_library_class(type(module)), torch.is_grad_enabled()))
+
+    def leave(self, name: str, output: Any) -> None:
+        """A module's forward ends."""
+        if self.stack:
+            self.stack.pop()
+            self._frames.pop()
+        self.module_calls[name] = self.module_calls.get(name, 0) + 1
+        if isinstance(output, torch.Tensor):
+            self.module_shapes[name] = tuple(output.shape)
+        nodes = (gradient_edge(tensor) for _, tensor in tensors(output) if tensor.requires_grad)
+        self.module_outputs[name] = (*self.module_outputs.get(name, ()), *nodes)
 
     @property
     def module(self) -> str | None:
@@ -303,9 +324,15 @@ class Recorder(TorchFunctionMode):
                 location=user_location(outer=True),
                 module=self.module,
                 checkpointed=_in_reentrant_checkpoint(),
+                in_library=is_library_call() if torch.is_grad_enabled() else self._disabled_in_library(),
                 nodes=tuple(node for node in nodes if node is not None),
             )
         )
+
+    def _disabled_in_library(self) -> bool:
+        """Whether the module whose forward switched gradients off is a library's."""
+        enabled = [library for _, library, grad in self._frames if grad]
+        return enabled[-1] if enabled else False
 
 
 @contextmanager
@@ -316,17 +343,13 @@ def record(model: torch.nn.Module) -> Iterator[Recorder]:
 
     def before(name: str) -> Callable[..., None]:
         def push(module: torch.nn.Module, args: Any) -> None:
-            recorder.stack.append(name)
+            recorder.enter(name, module)
 
         return push
 
     def after(name: str) -> Callable[..., None]:
         def pop(module: torch.nn.Module, args: Any, output: Any) -> None:
-            if recorder.stack:
-                recorder.stack.pop()
-            recorder.module_calls[name] = recorder.module_calls.get(name, 0) + 1
-            if isinstance(output, torch.Tensor):
-                recorder.module_shapes[name] = tuple(output.shape)
+            recorder.leave(name, output)
 
         return pop
 

@@ -12,6 +12,7 @@ from debugkit.parameters import amount, groups_of, places
 from debugkit.probes.gradients import Gradients
 from debugkit.probes.model_state import ModelState
 from debugkit.probes.training_step import TrainingStep
+from debugkit.source import is_library_class
 from debugkit.testing import blobs, mlp
 from debugkit.trace import Cut
 
@@ -66,8 +67,10 @@ def missing_gradients(
     with `requires_grad_(False)`, so that the optimizer and distributed training know.
 
     ## Known limits
-    Experts, LayerDrop and other branches that only run on some batches are a note. A gradient that is zero
-    only because another parameter starts at zero (LoRA's B, a zero-initialised gate) is a note.
+    Experts, LayerDrop and other branches that only run on some batches are a note, and so are parts that an
+    installed package itself leaves out (a pooler that a head does not use, a vision tower given text only). A
+    gradient that is zero only because another parameter starts at zero (LoRA's B, a zero-initialised gate) is
+    a note too.
 
     ## References
     - https://docs.pytorch.org/docs/stable/notes/autograd.html
@@ -140,6 +143,14 @@ def _lost(
     explained = _explained(model, step, lost)
     for cut, names in explained:
         groups = list(groups_of(model, names))
+        if cut.in_library and not cut.checkpointed:
+            yield note(
+                f"{amount(model, names)} get no gradient ({places(groups)}): the library's own code takes them out of "
+                f"the graph (`{cut.op.strip('_')}` at {cut.location})",
+                where=groups[0].name,
+                parameters=len(names),
+            )
+            continue
         yield fail(
             f"{amount(model, names)} get no gradient ({places(groups)}): {_told(cut)}",
             where=groups[0].name,
@@ -149,6 +160,16 @@ def _lost(
         )
     rest = set(lost).difference(*(names for _, names in explained))
     for group in groups_of(model, rest):
+        if library := _library_that_leaves_out(model, step, group.names[0]):
+            yield note(
+                f"`{group.name}` gets no gradient ({amount(model, group.names)}): `{library}` itself does not use it "
+                "for this head or these inputs",
+                where=group.name,
+                hint="freeze it with `requires_grad_(False)`; distributed training needs "
+                "`find_unused_parameters=True` otherwise",
+                parameters=len(group.names),
+            )
+            continue
         ran = group.is_module and any(group.contains(name) for calls in gradients.calls for name in calls)
         told = (
             "it runs, but its output does not reach the loss"
@@ -162,6 +183,15 @@ def _lost(
             "`requires_grad_(False)`",
             parameters=len(group.names),
         )
+
+
+def _library_that_leaves_out(model: torch.nn.Module, step: TrainingStep, name: str) -> str | None:
+    """The class of an installed package whose own code leaves a parameter unused, if it is not the user's doing."""
+    module = step.left_out_by(model, name)
+    if module is None and not step.own_loss:
+        return None
+    kind = type(model.get_submodule(module or ""))
+    return kind.__name__ if is_library_class(kind) else None
 
 
 def _strangers(step: TrainingStep) -> Iterator[Finding]:
@@ -197,6 +227,14 @@ def _zero(model: torch.nn.Module, step: TrainingStep, gradients: Gradients) -> I
             where=groups[0].name,
             location=flat[0].location,
             hint="use a straight-through estimator or a soft version of the operation",
+            parameters=len(gradients.zero),
+        )
+        return
+    if step.own_loss and is_library_class(type(model)) and len(gradients.zero) < len(step.gradients) / 2:
+        yield note(
+            f"{amount(model, gradients.zero)} get gradients of exactly zero ({places(groups)}): "
+            f"`{type(model).__name__}` does not let them act on these inputs",
+            where=groups[0].name,
             parameters=len(gradients.zero),
         )
         return

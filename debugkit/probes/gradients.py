@@ -20,9 +20,9 @@ from debugkit.trace import record
 class Gradients:
     """Which trainable parameters get a gradient.
 
-    The traced step is the first look. Only where something is missing or zero there, two more batches are
-    run with other seeds; in the last one, parameters that are zero throughout (LoRA's B, a zero-initialised
-    head) are nudged away from zero, since they hide the gradients of everything behind them.
+    The traced step is the first look. Only while something is missing or zero, up to two more batches are run
+    with other seeds, and parameters that are zero throughout (LoRA's B, a zero-initialised head) are nudged away
+    from zero there, since they hide the gradients of everything behind them.
 
     Attributes:
         batches: how many backward passes were looked at.
@@ -50,10 +50,11 @@ class Gradients:
         looks = [step.gradients]
         calls = [step.module_calls]
         doubtful = step.has_graph and any(g.missing or g.zero for g in step.gradients.values())
-        turns = (1, 2) if doubtful else ()
-        for turn in turns:
-            blank = _blank_parameters(target.model) if turn == 2 else []
-            sandbox.protect(blank)
+        blank = _blank_parameters(target.model) if doubtful else []
+        sandbox.protect(blank)
+        for turn in (1, 2):
+            if not doubtful:
+                break
             with sandbox.probe():
                 if not sandbox.training[""]:
                     target.model.train()
@@ -67,13 +68,14 @@ class Gradients:
                     backward(outcome.loss)
                 looks.append(gradients_of(target.model))
                 calls.append(dict(recorder.module_calls))
+            doubtful = any(all(look[name].missing or look[name].zero for look in looks) for name in looks[0])
         names = list(step.gradients)
         missing = [n for n in names if all(look[n].missing for look in looks)]
         sometimes = [n for n in names if n not in missing and any(look[n].missing for look in looks)]
         dead = [
             n for n in names if n not in missing and all(look[n].missing or look[n].zero for look in looks)
         ]
-        early = [n for n in names if turns and n not in dead and all(look[n].zero for look in looks[:-1])]
+        early = [n for n in names if blank and n not in dead and looks[0][n].zero and not looks[-1][n].zero]
         branches = [
             name for name in missing if _is_conditional(target.model, calls, step.module_shapes, name)
         ]

@@ -64,6 +64,8 @@ class TrainingStep:
         moved_buffers: buffers that the forward pass changed.
         set_modes: whether the step itself changed training flags.
         training_after: each module's training flag after the step.
+        module_outputs: the autograd nodes of each module's outputs.
+        own_loss: whether the loss is one of the model's own outputs (up to scaling).
         root_call: ``(args, kwargs)`` of the model's own last call, where the step called the model as a whole.
         output_marks: see :func:`marks`, of that call's outputs.
     """
@@ -85,6 +87,8 @@ class TrainingStep:
     moved_buffers: frozenset[str]
     set_modes: bool
     training_after: Mapping[str, bool] = field(repr=False)
+    module_outputs: Mapping[str, tuple[Node, ...]] = field(repr=False)
+    own_loss: bool
     root_call: tuple[tuple[Any, ...], dict[str, Any]] | None = field(repr=False)
     output_marks: tuple[float, ...] = field(repr=False)
 
@@ -103,6 +107,21 @@ class TrainingStep:
                 target.model.train()
             step = _trace(target, batches.first)
         return replace(step, set_modes=True) if sets_modes else step
+
+    def left_out_by(self, model: torch.nn.Module, name: str) -> str | None:
+        """The innermost module that runs and whose output does not depend on a parameter.
+
+        Returns:
+            The module's dotted name (the root is ``""``), or ``None`` when the model's output depends on the
+            parameter, so that only the step leaves it out.
+        """
+        parameter = model.get_parameter(name)
+        path = name.split(".")[:-1]
+        for depth in range(len(path), -1, -1):
+            module = ".".join(path[:depth])
+            if self.module_calls.get(module) and id(parameter) not in leaves(self.module_outputs[module]):
+                return module
+        return None
 
     @property
     def missing(self) -> list[str]:
@@ -218,6 +237,8 @@ def _trace(target: Target, batch: Any) -> TrainingStep:
         ),
         set_modes=any(after.get(name) != flag for name, flag in modes.items()),
         training_after=after,
+        module_outputs=recorder.module_outputs,
+        own_loss=_is_own_loss(loss, recorder.root_output),
         root_call=recorder.root_call,
         output_marks=output_marks,
     )
@@ -233,6 +254,18 @@ def backward(loss: torch.Tensor) -> None:
         (loss if loss.numel() == 1 else loss.mean()).backward()  # type: ignore[no-untyped-call]
     except Exception as error:
         raise Broken(f"the backward pass raised: {one_line(error)}") from error
+
+
+def _is_own_loss(loss: torch.Tensor, outputs: Any, hops: int = 3) -> bool:
+    scalars = {
+        tensor.grad_fn for _, tensor in tensors(outputs) if tensor.ndim == 0 and tensor.grad_fn is not None
+    }
+    layer = {loss.grad_fn}
+    for _ in range(hops):
+        if layer & scalars:
+            return True
+        layer = {after for node in layer if node is not None for after, _ in node.next_functions}
+    return False
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

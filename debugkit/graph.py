@@ -111,6 +111,15 @@ def op_name(node: Node) -> str:
     return _NAMES.get(raw, raw)
 
 
+def custom_function(node: Node) -> str | None:
+    """The name of the ``torch.autograd.Function`` that made a node, unless it is torch's own."""
+    kind = type(node)
+    if not issubclass(kind, torch.autograd.function.BackwardCFunction):
+        return None
+    origin = getattr(kind, "_forward_cls", kind)
+    return None if origin.__module__.startswith("torch.") else str(origin.__name__)
+
+
 def producers(tensor: torch.Tensor, seen: Mapping[int, Producer]) -> tuple[Producer, ...]:
     """The operations that produced a tensor: one, or several where it was concatenated.
 

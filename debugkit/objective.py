@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from debugkit.graph import ancestors
 from debugkit.probes.eval_passes import DROPOUTS
-from debugkit.trace import LOSSES, bind_loss
+from debugkit.losses import LOSSES, bind_loss
 
 Kind = Literal["classes", "values", "unknown"]
 

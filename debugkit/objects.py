@@ -40,15 +40,23 @@ class Snapshot:
 
     Args:
         values: objects, containers, functions, generators, arrays; each is kept without what it refers to.
+
+    Attributes:
+        missed: the errors of values that could not be read.
     """
 
     def __init__(self, values: Iterable[Any]) -> None:
-        self._undo = [undo for value in values for undo in _undos(value)]
+        self.missed: list[Exception] = []
+        found = attempt(lambda value: [*_undos(value)], values, self.missed)
+        self._undo = [undo for undos in found for undo in undos]
 
     def restore(self) -> None:
-        """Rebind, refill and rewind what differs; what is as before is not touched."""
-        for undo in self._undo:
-            undo()
+        """Rebind, refill and rewind what differs; what is as before is not touched.
+
+        Raises:
+            ExceptionGroup: what could not be put back, after everything else was.
+        """
+        run_all(self._undo)
 
 
 class Attributes(Snapshot):
@@ -59,6 +67,29 @@ class Attributes(Snapshot):
             v for v in vars(owner).values() if isinstance(v, _CONTAINERS) or _generator_state(v) is not None
         ]
         super().__init__([owner, *held])
+
+
+def attempt(function: Callable[[Any], Any], values: Iterable[Any], failures: list[Exception]) -> list[Any]:
+    """``function`` of each value; what it raises goes to ``failures`` and stops nothing."""
+    results = []
+    for value in values:
+        try:
+            results.append(function(value))
+        except Exception as error:
+            failures.append(error.with_traceback(None))
+    return results
+
+
+def run_all(actions: Iterable[Undo]) -> None:
+    """Run every action, whatever the others raise.
+
+    Raises:
+        ExceptionGroup: all that was raised.
+    """
+    failures: list[Exception] = []
+    attempt(lambda action: action(), actions, failures)
+    if failures:
+        raise ExceptionGroup("some actions failed", failures)
 
 
 def reachable(

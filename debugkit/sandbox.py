@@ -22,15 +22,16 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from debugkit.errors import Broken
+from debugkit.errors import Broken, one_line
 from debugkit.hooks import quiet_hooks
-from debugkit.objects import Snapshot, one_way, reachable
+from debugkit.objects import Snapshot, attempt, one_way, reachable, run_all
 from debugkit.target import Target
 
 COPIED_BYTES = 2**26
 _BUFFER_BYTES = 2**28  # BatchNorm kernels write to their buffers without saying so
 _DATA_BYTES = 2**26
 _LOOKED_INTO = 2_000
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Randomness:
@@ -97,9 +98,7 @@ class _Switches:
             ]
 
     def restore(self) -> None:
-        for undo in self._undo:
-            undo()
-        torch.clear_autocast_cache()
+        run_all([*self._undo, torch.clear_autocast_cache])
 
 
 def _switch(read: Callable[[], Any], write: Callable[[Any], object]) -> Iterator[Callable[[], object]]:
@@ -131,7 +130,7 @@ class _TensorState:
 
     def keep_values(self) -> None:
         if not self.kept:
-            self._values = self.tensor.detach().to("cpu", copy=True)
+            self._values = _distinct(self.tensor).to("cpu", copy=True)
 
     def restore(self) -> None:
         tensor = self.tensor
@@ -139,8 +138,8 @@ class _TensorState:
             tensor.data = self._data
         free = torch.inference_mode() if tensor.is_inference() else torch.no_grad()
         with free, self._version or nullcontext():
-            if self._values is not None and not _same_bits(tensor.detach().cpu(), self._values):
-                tensor.copy_(self._values)
+            if self._values is not None and not _same_bits(_distinct(tensor).cpu(), self._values):
+                _distinct(tensor).copy_(self._values)
         if self._leaf:
             if not tensor.is_leaf and not tensor._is_view():
                 tensor.detach_()
@@ -153,23 +152,42 @@ class _TensorState:
         return self.tensor.device != data.device or not self.tensor.data.is_set_to(data)
 
 
-def _keep(states: Iterable[_TensorState], room: int) -> None:
-    """Copy what is cheap to copy: the smallest tensors that ``room`` bytes have space for."""
+def _cheap(states: Iterable[_TensorState], room: int) -> Iterator[_TensorState]:
+    """What is cheap to copy: the smallest tensors that ``room`` bytes have space for."""
     for state in sorted(states, key=lambda state: state.bytes):
         if (room := room - state.bytes) < 0:
             break
-        state.keep_values()
+        yield state
 
 
 def _is_lazy(tensor: torch.Tensor) -> bool:
     return isinstance(tensor, (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer))
 
 
+def _distinct(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor without graph, an expanded dimension cut to the one element that it has in memory."""
+    tensor = tensor.detach()
+    if tensor.layout is torch.strided:
+        for dimension, stride in enumerate(tensor.stride()):
+            if stride == 0 and tensor.shape[dimension] > 1:
+                tensor = tensor.narrow(dimension, 0, 1)
+    return tensor
+
+
 def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors hold the same bits, whatever their strides; ``False`` where torch can't say."""
     if one.layout is not torch.strided or one.shape != other.shape or one.dtype != other.dtype:
         return False
-    flat = [tensor.resolve_conj().resolve_neg().reshape(-1).view(torch.uint8) for tensor in (one, other)]
-    return torch.equal(*flat)
+    try:
+        return torch.equal(_bits(one), _bits(other))
+    except (RuntimeError, NotImplementedError):  # quantized tensors and other subclasses
+        return False
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    return tensor.resolve_neg().view(_INTEGERS[tensor.element_size()])
 
 
 class _CopyOnWrite(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -250,30 +268,48 @@ class Sandbox:
         program = reachable(target.model, *learners, *rest, leave=data)
         self._data, self._program = Snapshot(data), Snapshot(program)
         self._modules = [value for value in program if isinstance(value, torch.nn.Module)]
-        self._data_tensors = _states(data)
-        self._tensors = _states(program)
+        missed = [*self._data.missed, *self._program.missed]
+        self._data_tensors = _states(data, missed)
+        self._tensors = _states(program, missed)
         parameters = {id(p) for module in self._modules for p in module._parameters.values()}
-        _keep((state for key, state in self._tensors.items() if key not in parameters), _BUFFER_BYTES)
-        _keep(self._tensors.values(), COPIED_BYTES)
-        _keep(self._data_tensors.values(), _DATA_BYTES)
+        others = (state for key, state in self._tensors.items() if key not in parameters)
+        for states, room in (
+            (others, _BUFFER_BYTES),
+            (self._tensors.values(), COPIED_BYTES),
+            (self._data_tensors.values(), _DATA_BYTES),
+        ):
+            attempt(_TensorState.keep_values, _cheap(states, room), missed)
+        self._report("recorded", missed)
         return self
 
     def __exit__(self, *exc: object) -> None:
         with _uninterrupted():
-            self._data.restore()
-            for state in self._data_tensors.values():
-                state.restore()
+            self._undo(self._data, self._data_tensors)
             self.restore()
         del self._data, self._program, self._modules, self._data_tensors, self._tensors
 
     def restore(self) -> None:
         """Put everything back as it was on entry, but for the data. An interrupt waits until this is done."""
         with _uninterrupted():
-            self._program.restore()
-            for state in self._tensors.values():
-                state.restore()
-            self._switches.restore()
-            self._randomness.restore()
+            self._undo(self._program, self._tensors, self._switches, self._randomness)
+
+    def _undo(self, snapshot: Snapshot, tensors: Mapping[int, _TensorState], *more: Any) -> None:
+        failures: list[Exception] = []
+        attempt(lambda state: state.restore(), [snapshot, *tensors.values(), *more], failures)
+        self._report("put back", failures)
+
+    def _report(self, done: str, failures: list[Exception]) -> None:
+        """One notice for a kind of failure, however often it comes back."""
+        if failures:
+            first: BaseException = failures[0]
+            while isinstance(first, BaseExceptionGroup):
+                first = first.exceptions[0]
+            notice = (
+                f"a part of the target's state could not be {done} ({one_line(first)}); build the target anew to "
+                "train it"
+            )
+            if notice not in self.notices:
+                self.notices.append(notice)
 
     def protect(self, tensors: Iterable[torch.Tensor]) -> None:
         """Copy the values of these tensors to the CPU now, so that training them is not slowed down by a watch."""
@@ -310,8 +346,9 @@ class Sandbox:
             self.restore()
 
 
-def _states(values: Iterable[Any]) -> dict[int, _TensorState]:
-    return {id(value): _TensorState(value) for value in values if isinstance(value, torch.Tensor)}
+def _states(values: Iterable[Any], missed: list[Exception]) -> dict[int, _TensorState]:
+    found = (value for value in values if isinstance(value, torch.Tensor))
+    return {id(state.tensor): state for state in attempt(_TensorState, found, missed)}
 
 
 class _TwinStep(threading.local):

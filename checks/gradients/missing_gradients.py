@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.graph import ZERO_GRADIENT_OPS, leaves
+from debugkit.cuts import Cut
+from debugkit.graph import leaves
 from debugkit.parameters import amount, groups_of, places
 from debugkit.probes.gradients import Gradients
 from debugkit.probes.model_state import ModelState
 from debugkit.probes.training_step import TrainingStep
 from debugkit.source import is_library_class
 from debugkit.testing import blobs, mlp
-from debugkit.trace import Cut
 
 _DELIBERATE = ("detach", "detach_", "data", "item", "tolist", "numpy", "__array__", "tensor", "as_tensor")
 _HARD = (
@@ -90,6 +90,11 @@ def missing_gradients(
             "gradients are switched off where training starts, so no backward pass is possible",
             hint="undo `torch.set_grad_enabled(False)`, or leave the `torch.no_grad()` block",
         )
+    if torch.Size(step.loss_shape).numel() != 1:
+        yield fail(
+            f"the loss is no scalar but has shape {list(step.loss_shape)}, so `loss.backward()` raises",
+            hint='average it: `reduction="mean"`, or `loss.mean()`',
+        )
     if not step.has_graph:
         yield _no_graph(step, trainable)
         return
@@ -140,19 +145,31 @@ def _no_graph(step: TrainingStep, trainable: Iterable[str]) -> Finding:
 def _lost(
     model: torch.nn.Module, step: TrainingStep, gradients: Gradients, lost: list[str]
 ) -> Iterator[Finding]:
+    silent = [name for name in lost if name in step.reached]
+    if silent:
+        groups = list(groups_of(model, silent))
+        functions = ", ".join(f"`{name}`" for name in step.custom_functions) or "an autograd function"
+        yield fail(
+            f"no gradient reaches {amount(model, silent)} ({places(groups)}) though the loss depends on them: the "
+            f"backward of {functions} returns none",
+            where=groups[0].name,
+            hint="return a gradient for every input that needs one in `backward`",
+            parameters=len(silent),
+        )
+        lost = [name for name in lost if name not in step.reached]
     explained = _explained(model, step, lost)
     for cut, names in explained:
         groups = list(groups_of(model, names))
         if cut.in_library and not cut.checkpointed:
             yield note(
-                f"{amount(model, names)} get no gradient ({places(groups)}): the library's own code takes them out of "
-                f"the graph (`{cut.op.strip('_')}` at {cut.location})",
+                f"no gradient reaches {amount(model, names)} ({places(groups)}): the library's own code leaves the "
+                f"graph (`{cut.op.strip('_')}` at {cut.location})",
                 where=groups[0].name,
                 parameters=len(names),
             )
             continue
         yield fail(
-            f"{amount(model, names)} get no gradient ({places(groups)}): {_told(cut)}",
+            f"no gradient reaches {amount(model, names)} ({places(groups)}): {_told(cut)}",
             where=groups[0].name,
             location=cut.location,
             hint=_hint(cut),
@@ -179,8 +196,8 @@ def _lost(
         yield fail(
             f"`{group.name}` gets no gradient in {gradients.batches} batches ({amount(model, group.names)}): {told}",
             where=group.name,
-            hint="use it in `forward`, or remove it; if it is unused on purpose, freeze it with "
-            "`requires_grad_(False)`",
+            hint=("let its output reach the loss" if ran else "use it in `forward`, or remove it")
+            + "; if it is unused on purpose, freeze it with `requires_grad_(False)`",
             parameters=len(group.names),
         )
 
@@ -216,35 +233,47 @@ def _strangers(step: TrainingStep) -> Iterator[Finding]:
 
 
 def _zero(model: torch.nn.Module, step: TrainingStep, gradients: Gradients) -> Iterator[Finding]:
-    if not gradients.zero:
-        return
-    groups = list(groups_of(model, gradients.zero))
-    flat = [cut for cut in step.flat_calls if cut.op in ZERO_GRADIENT_OPS]
-    if flat:
-        yield fail(
-            f"{amount(model, gradients.zero)} get gradients of exactly zero ({places(groups)}): `{flat[0].op}` on "
-            "the way to the loss has a zero gradient everywhere",
-            where=groups[0].name,
-            location=flat[0].location,
-            hint="use a straight-through estimator or a soft version of the operation",
-            parameters=len(gradients.zero),
-        )
-        return
-    if step.own_loss and is_library_class(type(model)) and len(gradients.zero) < len(step.gradients) / 2:
+    shifts = [name for name in gradients.zero if _is_shift(model, gradients, name)]
+    if shifts:
         yield note(
-            f"{amount(model, gradients.zero)} get gradients of exactly zero ({places(groups)}): "
-            f"`{type(model).__name__}` does not let them act on these inputs",
-            where=groups[0].name,
-            parameters=len(gradients.zero),
+            f"the loss does not change when a constant is added at `{shifts[0]}`, so its gradient is zero"
         )
+    zero = [name for name in gradients.zero if name not in shifts]
+    if not zero:
         return
-    yield warn(
-        f"{amount(model, gradients.zero)} get gradients of exactly zero in {gradients.batches} batches "
-        f"({places(groups)}): they can't learn from here",
-        where=groups[0].name,
-        hint="look for units that are dead or saturated (a ReLU that never fires) right after these parameters",
-        parameters=len(gradients.zero),
-    )
+    groups = list(groups_of(model, zero))
+    told = f"the gradient of {amount(model, zero)} is exactly zero ({places(groups)})"
+    if step.flat_calls:
+        flat = step.flat_calls[0]
+        yield fail(
+            f"{told}: `{flat.op}` on the way to the loss has a zero gradient everywhere",
+            where=groups[0].name,
+            location=flat.location,
+            hint="use a straight-through estimator or a soft version of the operation",
+            parameters=len(zero),
+        )
+    elif step.own_loss and is_library_class(type(model)) and len(zero) < len(step.gradients) / 2:
+        yield note(
+            f"{told}: `{type(model).__name__}` does not let these inputs act on it",
+            where=groups[0].name,
+            parameters=len(zero),
+        )
+    else:
+        yield warn(
+            f"{told} in {gradients.batches} batches: nothing is learned there",
+            where=groups[0].name,
+            hint="follow these values to the loss: look for units that are dead or saturated (a ReLU that never "
+            "fires), for a factor of zero, and for an input that is all zeros",
+            parameters=len(zero),
+        )
+
+
+def _is_shift(model: torch.nn.Module, gradients: Gradients, name: str) -> bool:
+    """Whether a bias has a zero gradient while the weight beside it has one: a shift that the loss cancels."""
+    module, _, leaf = name.rpartition(".")
+    beside = f"{module}.weight" if module else "weight"
+    weighted = any(other == beside for other, _ in model.named_parameters())
+    return leaf == "bias" and weighted and beside not in (*gradients.zero, *gradients.missing)
 
 
 def _constant_output(step: TrainingStep) -> bool:
@@ -262,8 +291,11 @@ def _explained(model: torch.nn.Module, step: TrainingStep, lost: list[str]) -> l
     names = {id(p): name for name, p in model.named_parameters()}
     remaining = set(lost)
     found: list[tuple[Cut, list[str]]] = []
-    ranked = [cut for cut in step.cuts if cut.op in _DELIBERATE or cut.checkpointed or not cut.grad_enabled]
-    ranked += [cut for cut in step.cuts if cut.op in _HARD and cut not in ranked]
+    ranked = [
+        cut
+        for cut in step.cuts
+        if cut.op in (*_DELIBERATE, *_HARD) or cut.checkpointed or not cut.grad_enabled
+    ]
     by_place: dict[tuple[str | None, str, bool], tuple[Cut, set[str]]] = {}
     if not remaining:
         return found
@@ -276,26 +308,37 @@ def _explained(model: torch.nn.Module, step: TrainingStep, lost: list[str]) -> l
                 cut.checkpointed,
             )
             by_place.setdefault(key, (cut, set()))[1].update(behind)
-    for cut, behind in sorted(by_place.values(), key=lambda pair: (pair[0].op in _HARD, -len(pair[1]))):
+    for cut, behind in sorted(by_place.values(), key=lambda pair: (_rank(pair[0]), -len(pair[1]))):
         if covered := behind & remaining:
             remaining -= covered
             found.append((cut, [name for name in lost if name in covered]))
     return found
 
 
+def _rank(cut: Cut) -> int:
+    """How readily a cut is to blame: a stop-gradient into a loss is mostly meant, a comparison mostly a metric."""
+    if cut.to_loss:
+        return 3
+    return 2 if cut.op in _HARD and not cut.op.startswith("arg") else 1 if cut.op in _HARD else 0
+
+
 def _told(cut: Cut) -> str:
     if cut.checkpointed:
         return "reentrant gradient checkpointing was given inputs that need no gradient"
+    if cut.sampled:
+        return "drawing a `sample()` cuts the graph"
     if not cut.grad_enabled:
         return f"`{cut.op}` runs with gradients switched off"
     name = cut.op.strip("_")
     shown = f".{name}" if name in ("data",) else f"{name}()"
-    return f"`{shown}` takes them out of the graph"
+    return f"`{shown}` cuts the graph"
 
 
 def _hint(cut: Cut) -> str:
     if cut.checkpointed:
         return "use `use_reentrant=False`, or call `model.enable_input_require_grads()`"
+    if cut.sampled:
+        return "draw it with `rsample()`, or train on `log_prob` of the sample"
     if not cut.grad_enabled:
         return "leave the `torch.no_grad()` block, or freeze these parameters if they are not meant to train"
     return _HINTS.get(cut.op, f"replace `{cut.op.strip('_')}` with a differentiable operation")

@@ -10,9 +10,9 @@ from pydantic import Field
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
 from debugkit.graph import Producer
+from debugkit.losses import Facts, LossCall
 from debugkit.probes.training_step import TrainingStep
 from debugkit.testing import blobs, mlp
-from debugkit.trace import LossCall
 
 _FIT = {
     "cross_entropy": "pass the raw logits; `cross_entropy` applies log-softmax itself. Use softmax only to predict",
@@ -94,6 +94,8 @@ def _judge(call: LossCall, tolerance: float) -> Iterator[Finding]:
         yield from _judge_binary_logits(call)
     elif call.expects == "log-probabilities":
         yield from _judge_log_probabilities(call, tolerance)
+    elif call.expects == "probabilities" and (finding := _softmax_for_several(call)):
+        yield finding
     elif softmax := _softmax_over_batch_or_one(call):
         yield softmax
 
@@ -146,6 +148,11 @@ def _judge_binary_logits(call: LossCall) -> Iterator[Finding]:
             f"{producer.op} outputs{_at(producer)}, in [{facts.minimum:.3g}, {facts.maximum:.3g}]: the prediction "
             "can't leave [0.5, 0.73]",
         )
+    elif producer := _made_by(call, "logsigmoid", "log_softmax"):
+        yield _finding(
+            call,
+            f"{producer.op} outputs{_at(producer)}, never above 0: no probability can go above 0.5",
+        )
     elif producer := _made_by(call, "relu"):
         yield _finding(
             call,
@@ -173,6 +180,16 @@ def _judge_log_probabilities(call: LossCall, tolerance: float) -> Iterator[Findi
             call,
             f"{what} (up to {facts.maximum:.3g}; a log-probability is never above 0), so the loss has no lower bound",
             largest=facts.maximum,
+        )
+    elif (producer := _made_by(call, "log_softmax")) and producer.length not in (
+        None,
+        facts.shape[call.class_dim],
+    ):
+        yield _finding(
+            call,
+            f"log-probabilities normalised over dim {producer.dim} with {producer.length} entries{_at(producer)}; "
+            f"there are {facts.shape[call.class_dim]} classes",
+            hint="apply `log_softmax` over the dimension of the classes",
         )
     elif facts.log_normalised_dims and call.class_dim not in facts.log_normalised_dims:
         dim = facts.log_normalised_dims[0]
@@ -207,6 +224,21 @@ def _softmax_over_batch_or_one(call: LossCall) -> Finding | None:
                 "use `softmax(logits, dim=-1)`",
             )
     return None
+
+
+def _softmax_for_several(call: LossCall) -> Finding | None:
+    """Softmax outputs against targets of which several may be on in a row."""
+    producer, target = _made_by(call, "softmax"), call.target
+    if producer is None or target is None or target.shape != call.input.shape or len(target.shape) < 2:
+        return None
+    if not _near(call.input.row_sums, 1, 1e-2) or _near(target.row_sums, 1, 1e-2):
+        return None
+    low, high = target.row_sums
+    return _finding(
+        call,
+        f"softmax outputs{_at(producer)} whose rows sum to 1, while the rows of the targets sum to {low:g} to {high:g}",
+        "use `sigmoid` for labels that can be on together, or `binary_cross_entropy_with_logits` on the raw logits",
+    )
 
 
 _ONE_UNIT = "use two units with `cross_entropy`, or one unit with `binary_cross_entropy_with_logits`"
@@ -248,8 +280,8 @@ def _sums(call: LossCall) -> str:
     )
 
 
-def _one_hot(facts: object) -> bool:
-    return getattr(facts, "dtype", "").startswith(("int", "bool"))
+def _one_hot(facts: Facts) -> bool:
+    return facts.dtype.startswith(("int", "bool"))
 
 
 def _near(pair: tuple[float, float], value: float, tolerance: float) -> bool:

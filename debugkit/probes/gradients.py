@@ -21,8 +21,9 @@ class Gradients:
     """Which trainable parameters get a gradient.
 
     The traced step is the first look. Only while something is missing or zero, up to two more batches are run
-    with other seeds, and parameters that are zero throughout (LoRA's B, a zero-initialised head) are nudged away
-    from zero there, since they hide the gradients of everything behind them.
+    with other seeds. Parameters that are zero throughout and do get a gradient (LoRA's B, a zero-initialised
+    head) are nudged away from zero there, as the first optimizer step would, since they hide the gradients of
+    everything behind them.
 
     Attributes:
         batches: how many backward passes were looked at.
@@ -50,15 +51,15 @@ class Gradients:
         looks = [step.gradients]
         calls = [step.module_calls]
         doubtful = step.has_graph and any(g.missing or g.zero for g in step.gradients.values())
-        blank = _blank_parameters(target.model) if doubtful else []
-        sandbox.protect(blank)
+        blank = _blank_parameters(target.model) if doubtful else {}
+        sandbox.protect(blank.values())
         for turn in (1, 2):
             if not doubtful:
                 break
             with sandbox.probe():
                 if not sandbox.training[""]:
                     target.model.train()
-                _nudge(blank)
+                _nudge([p for name, p in blank.items() if any(look[name].alive for look in looks)])
                 seed_everything(turn)
                 with record(target.model) as recorder:
                     outcome = run_step(target, batches.items[turn % len(batches.items)])
@@ -90,12 +91,16 @@ class Gradients:
         )
 
 
-def _blank_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    return [
-        p
-        for p in model.parameters()
-        if p.numel() and p.is_floating_point() and not p.is_meta and not bool(p.detach().any())
-    ]
+def _blank_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {
+        name: p
+        for name, p in model.named_parameters()
+        if p.requires_grad
+        and p.numel()
+        and p.is_floating_point()
+        and not p.is_meta
+        and not bool(p.detach().any())
+    }
 
 
 def _nudge(parameters: list[torch.nn.Parameter]) -> None:

@@ -18,7 +18,7 @@ from debugkit.probes.samples import Samples
 from debugkit.probes.training_step import run_step
 from debugkit.sandbox import Sandbox
 from debugkit.target import Target
-from debugkit.trace import LOSSES
+from debugkit.losses import LOSSES
 
 _LOOKUPS = frozenset({"__getitem__", "index_select", "take", "gather"})
 _ESCAPES = frozenset({"item", "tolist", "numpy", "__array__", "__float__", "__int__", "__bool__"})

@@ -9,15 +9,17 @@ from typing import Any, ClassVar
 import torch
 
 from debugkit.batch import tensors
+from debugkit.cuts import Cut
 from debugkit.errors import Broken, one_line
 from debugkit.evidence import Cost
-from debugkit.graph import ZERO_GRADIENT_OPS, Node, Producer, ancestors, leaves
+from debugkit.graph import ZERO_GRADIENT_OPS, Node, Producer, ancestors, custom_function, leaves
+from debugkit.losses import LossCall
 from debugkit.probes.batches import Batches
 from debugkit.program import Program
 from debugkit.sandbox import Sandbox
 from debugkit.source import is_library_file, shorten
 from debugkit.target import Target
-from debugkit.trace import Cut, DoubleSoftmax, LossCall, record
+from debugkit.trace import DoubleSoftmax, record
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Gradient:
         return self.norm is None
 
     @property
+    def alive(self) -> bool:
+        """Whether some value is not zero."""
+        return self.largest is not None and self.largest != 0.0
+
+    @property
     def zero(self) -> bool:
         """Whether every value is exactly zero."""
         return self.largest == 0.0
@@ -56,6 +63,7 @@ class TrainingStep:
         double_softmax: softmaxes of probabilities on the way to the loss.
         gradients: per trainable parameter, by dotted name.
         reached: names of the trainable parameters in the loss's graph.
+        custom_functions: names of the ``torch.autograd.Function`` classes in the graph that are not torch's.
         strangers: parameters in the graph that the model does not register, with their place.
         cuts: places where values left the graph.
         flat_calls: operations on the loss's path whose gradient is zero everywhere (rounding, sign).
@@ -79,6 +87,7 @@ class TrainingStep:
     double_softmax: tuple[DoubleSoftmax, ...]
     gradients: Mapping[str, Gradient]
     reached: frozenset[str]
+    custom_functions: tuple[str, ...]
     strangers: tuple[Stranger, ...]
     cuts: tuple[Cut, ...] = field(repr=False)
     flat_calls: tuple[Producer, ...]
@@ -154,7 +163,7 @@ def run_step(target: Target, batch: Any) -> Any:
         return Program(target).run(batch)
     except Broken:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Broken(f"the training step raised{_place(error)}: {one_line(error)}") from error
 
 
@@ -203,17 +212,14 @@ def _trace(target: Target, batch: Any) -> TrainingStep:
     output_marks = marks(recorder.root_output)
     after = {name: module.training for name, module in model.named_modules()}
     own_backward = any(parameter.grad is not None for parameter in model.parameters())
-    nodes: set[Node] = set()
-    if loss.requires_grad:
-        nodes = set(ancestors([loss.grad_fn]))
-        if not own_backward:
-            backward(loss)
+    roots = [root.grad_fn for root in (loss, *recorder.differentiated) if root.grad_fn is not None]
+    nodes: set[Node] = set(ancestors(roots))
+    if loss.requires_grad and not own_backward:
+        backward(loss)
     trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
-    found = leaves([loss.grad_fn]) if nodes else {}
+    found = leaves(roots)
     gradients = gradients_of(model)
     reached = {trainable[key] for key in found if key in trainable}
-    if own_backward:
-        reached = {name for name, gradient in gradients.items() if not gradient.missing}
     return TrainingStep(
         loss=float(loss.detach().float().mean()) if loss.numel() else float("nan"),
         loss_shape=tuple(loss.shape),
@@ -223,10 +229,11 @@ def _trace(target: Target, batch: Any) -> TrainingStep:
         double_softmax=tuple(pair for pair in recorder.double_softmax if pair.node in nodes),
         gradients=gradients,
         reached=frozenset(reached),
+        custom_functions=tuple(sorted({name for node in nodes if (name := custom_function(node))})),
         strangers=tuple(
             sorted(_strangers(target, found.values(), recorder.created), key=lambda s: s.place or "")
         ),
-        cuts=tuple(recorder.cuts),
+        cuts=recorder.cuts,
         flat_calls=tuple(recorder.seen_on(nodes, ZERO_GRADIENT_OPS)),
         module_calls=recorder.module_calls,
         module_shapes=recorder.module_shapes,

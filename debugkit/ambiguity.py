@@ -74,11 +74,12 @@ def _sample_pairs(inputs: Any, labels: torch.Tensor) -> Iterator[tuple[Hashable,
     rows = len(labels)
     found = [t.detach().cpu() for _, t in tensors(inputs) if t.ndim >= 1 and t.shape[0] == rows]
     for row in range(rows):
-        key = tuple(
-            t[row].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if t[row].numel() else b""
-            for t in found
-        )
-        yield key, labels[row].item()
+        yield tuple(_bytes(t[row]) for t in found), labels[row].item()
+
+
+def _bytes(values: torch.Tensor) -> bytes:
+    dense = values if values.layout is torch.strided else values.to_dense()
+    return dense.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if dense.numel() else b""
 
 
 def _prefix_pairs(

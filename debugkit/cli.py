@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from debugkit import __version__
-from debugkit.errors import UsageError, one_line
+from debugkit.errors import UsageError, nearest, one_line
 from debugkit.render import FORMATS
 
 if TYPE_CHECKING:
@@ -33,8 +34,11 @@ _VERBOSE = "debugkit.verbose"
 
 def main() -> None:
     """The ``debugkit`` program."""
-    from debugkit.streams import close_stdout
+    from debugkit.interrupts import take_interrupts
+    from debugkit.streams import close_stdout, open_closed
 
+    take_interrupts()
+    open_closed()
     try:
         commands(prog_name="debugkit")
     finally:
@@ -45,42 +49,63 @@ class _Commands(click.Group):
     """Commands whose mistakes end in one sentence on stderr and exit code 2."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        try:
+        with _one_sentence({}):
             return super().make_context(*args, **kwargs)
-        except click.UsageError as error:
-            raise _exit(_sentence(error), USAGE) from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _one_sentence(ctx.meta):
             return super().invoke(ctx)
-        except click.UsageError as error:
-            raise _exit(_sentence(error), USAGE) from error
-        except UsageError as error:
-            if ctx.meta.get(_VERBOSE):
-                traceback.print_exception(error.__cause__ or error, file=sys.stderr)
-            raise _exit(str(error), USAGE) from error
-        except KeyboardInterrupt as error:
-            raise _exit("interrupted", INTERRUPTED) from error
-        except (click.exceptions.Exit, click.ClickException, OSError):
-            raise
-        except Exception as error:
-            if ctx.meta.get(_VERBOSE):
-                traceback.print_exception(error, file=sys.stderr)
-            raise _exit(f"a bug in debugkit: {one_line(error)} (-v shows the traceback)", USAGE) from error
+
+
+@contextmanager
+def _one_sentence(meta: Mapping[str, Any]) -> Iterator[None]:
+    """Turn whatever is raised inside into the end of the program: a sentence, and an exit code that is not 1."""
+    try:
+        yield
+    except click.exceptions.Exit:
+        raise
+    except (KeyboardInterrupt, click.Abort) as error:
+        raise _exit("interrupted", INTERRUPTED) from error
+    except BrokenPipeError as error:
+        raise click.exceptions.Exit(USAGE) from error
+    except (Exception, SystemExit, GeneratorExit) as error:
+        if meta.get(_VERBOSE) and not isinstance(error, click.ClickException):
+            traceback.print_exception((error.__cause__ if isinstance(error, UsageError) else None) or error)
+        raise _exit(_sentence(error), USAGE) from error
 
 
 def _exit(sentence: str, code: int) -> click.exceptions.Exit:
     from debugkit.terminal import encodable, printable
 
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
-    click.echo(encodable(f"debugkit: {printable(sentence)}", encoding), err=True)
+    with suppress(OSError):
+        click.echo(encodable(f"debugkit: {printable(sentence)}", encoding), err=True)
     return click.exceptions.Exit(code)
 
 
-def _sentence(error: click.UsageError) -> str:
-    text = " ".join(error.format_message().split()).rstrip(".")
-    command = error.ctx.command_path if error.ctx is not None else "debugkit"
-    return f"{text[:1].lower()}{text[1:]} (see `{command} --help`)"
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, click.ClickException):
+        text = " ".join(error.format_message().split()).rstrip(".")
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "debugkit"
+        return f"{text[:1].lower()}{text[1:]} (see `{command} --help`)"
+    if isinstance(error, UsageError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is None:
+        return f"standard output can't be written: {error.strerror or one_line(error)}"
+    if isinstance(error, SystemExit):
+        return f"a file that was loaded ended the program: {one_line(error)} (-v shows the traceback)"
+    return f"a bug in debugkit: {one_line(error)} (-v shows the traceback)"
+
+
+class _Choice(click.Choice):  # type: ignore[type-arg]  # click 8.1 has no `Choice[str]`
+    """One of several words; a mistake names the nearest."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return str(super().convert(value, param, ctx))
+        except click.BadParameter as error:
+            self.fail(error.message.rstrip(".") + nearest(str(value), self.choices), param, ctx)
 
 
 def _remember_verbose(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
@@ -95,7 +120,7 @@ def _parts(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
 _config = click.option(
     "--config", metavar="FILE", help="A pyproject.toml; by default the nearest one upwards."
 )
-_color = click.option("--color", type=click.Choice(COLORS), default="auto", help="Colour the text on stdout.")
+_color = click.option("--color", type=_Choice(COLORS), default="auto", help="Colour the text on stdout.")
 _verbose = click.option(
     "-v",
     "--verbose",
@@ -124,9 +149,9 @@ def commands(ctx: click.Context) -> None:
     "--select", multiple=True, callback=_parts, metavar="IDS", help="Checks to run: ids, families, globs."
 )
 @click.option("--ignore", multiple=True, callback=_parts, metavar="IDS", help="Checks to leave out.")
-@click.option("--fail-on", type=click.Choice(FAIL_ON), help="What makes the exit code 1 (default: fail).")
+@click.option("--fail-on", type=_Choice(FAIL_ON), help="What makes the exit code 1 (default: fail).")
 @click.option(
-    "--format", "formats", multiple=True, type=click.Choice(list(FORMATS)), help="Output format; repeatable."
+    "--format", "formats", multiple=True, type=_Choice(list(FORMATS)), help="Output format; repeatable."
 )
 @click.option(
     "--output",
@@ -142,7 +167,7 @@ def commands(ctx: click.Context) -> None:
     metavar="ID.OPTION=VALUE",
     help="Set an option of a check or of evidence.",
 )
-@click.option("--max-cost", type=click.Choice(COSTS), help="Leave out what costs more.")
+@click.option("--max-cost", type=_Choice(COSTS), help="Leave out what costs more.")
 @click.option(
     "--budget",
     type=click.FloatRange(min=0, min_open=True),
@@ -182,6 +207,7 @@ def check(
     Exit codes: 0 clean, 1 findings at or above --fail-on, 2 usage error or a check could not be completed,
     3 nothing was checked, 130 interrupted.
     """
+    from debugkit.interrupts import spare_interrupts
     from debugkit.spec import Spec
     from debugkit.streams import reserved_stdout
 
@@ -220,6 +246,8 @@ def check(
                 registry=registry,
                 on_event=on_event,
             ).execute()
+        if report.interrupted:
+            spare_interrupts()
         for form, path in destinations:
             _write(report, form, path, stdout, color=color, verbose=verbose, fail_on=settled.fail_on)
     ctx.exit(report.exit_code(settled.fail_on))
@@ -305,7 +333,7 @@ def _write_utf8(stdout: TextIO, text: str) -> None:
 
 
 @commands.command("list")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="Output format.")
+@click.option("--format", "form", type=_Choice(["text", "json"]), default="text", help="Output format.")
 @_config
 @_color
 @_verbose

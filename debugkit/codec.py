@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Codec:
         roles: ids by role (``bos``, ``eos``, ``unk``, ``pad``, ...), those that exist.
         special: ids of special tokens.
         added: ids of tokens that were added beside the learned vocabulary, special ones included.
+        size: one more than the largest id; ``None`` where the tokenizer does not say.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -54,6 +58,19 @@ class Codec:
             {*_integers(getattr(tokenizer, "all_special_ids", ())), *marked, *self.roles.values()}
         )
         self.added = self.special | frozenset(table)
+        self.size = _size(tokenizer, self.added)
+        self._blank: dict[int, bool] = {}
+
+    def knows(self, index: int) -> bool:
+        """Whether the tokenizer can have such an id."""
+        return index >= 0 and (self.size is None or index < self.size)
+
+    def is_blank(self, index: int) -> bool:
+        """Whether an id stands for nothing but white space."""
+        if index not in self._blank:
+            text = None if index in self.added else self.decode((index,))
+            self._blank[index] = text is not None and not text.strip()
+        return self._blank[index]
 
     def encode(self, text: str, *, special: bool = False) -> list[int] | None:
         """Token ids of a text, with what the tokenizer adds or without; ``None`` where it can't say."""
@@ -144,4 +161,12 @@ def _added_tokens(tokenizer: Any) -> dict[int, Any]:
     table = getattr(tokenizer, "added_tokens_decoder", None)
     if table is None:
         table = _first(lambda: tokenizer.get_added_tokens_decoder())
-    return dict(table) if isinstance(table, Mapping) else {}
+    if not isinstance(table, Mapping):
+        return {}
+    return {index: token for index, token in table.items() if not _BYTE.fullmatch(str(token))}
+
+
+def _size(tokenizer: Any, added: Iterable[int]) -> int | None:
+    table = _first(lambda: tokenizer.get_vocab())
+    ids = _integers(list(table.values())) if isinstance(table, Mapping) else []
+    return max((*ids, *added)) + 1 if ids else _integer(getattr(tokenizer, "n_vocab", None))

@@ -169,6 +169,8 @@ class Baseline:
             return cls(Report.from_json(Path(path).read_bytes()))
         except OSError as error:
             raise UsageError(f"the baseline `{path}` can't be read: {error.strerror}") from error
+        except UsageError as error:
+            raise UsageError(f"the baseline `{path}` can't be used: {error}") from error
 
     def suppressed(self, result: Result) -> Result:
         """The result with its known findings marked."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
+from itertools import dropwhile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,8 +47,28 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f" (did you mean `{close[0]}`?)" if close else ""
 
 
+def with_article(name: str) -> str:
+    """``an `int` ``, ``a `Trainer` ``, ``an `MLP` ``."""
+    vowels = "aefhilmnorsx" if name[:2].isupper() else "aeio"
+    return f"{'an' if name[:1].lower() in vowels else 'a'} `{name}`"
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """``TypeName: message`` on one line, cut to ``limit`` characters."""
-    text = " ".join(str(error).split())
-    text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    """``TypeName: message`` on one line, cut to ``limit`` characters.
+
+    Of an error that torch passes on from a worker with its traceback in the message, what was raised there.
+    """
+    name, said, place = type(error).__name__, str(error), ""
+    if passed_on := re.search(r" in ([^\n]*)\.\s+Original Traceback", said):
+        name, said = "", _raised(said)
+        place = f" (in {'a loader worker' if 'DataLoader' in passed_on[1] else passed_on[1]})"
+    text = ": ".join(part for part in (name, " ".join(said.split())) if part)
+    room = limit - len(place)
+    return (text if len(text) <= room else text[: room - 1] + "…") + place
+
+
+def _raised(traceback: str) -> str:
+    """The last exception of a printed traceback, without its frames, which are indented."""
+    last = traceback.rpartition("Traceback (most recent call last):")[2].strip("\n").splitlines()
+    raised = "\n".join(dropwhile(lambda line: line.startswith(" "), last))
+    return raised or traceback.strip().rpartition("\n")[2]

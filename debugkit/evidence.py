@@ -23,7 +23,7 @@ from typing import Any, Literal, cast, get_args
 
 from pydantic import BaseModel
 
-from debugkit.errors import Unavailable, UsageError
+from debugkit.errors import Broken, Unavailable, UsageError
 from debugkit.sandbox import Sandbox
 from debugkit.signature import Signature, place_of, read_signature
 from debugkit.target import Target
@@ -166,12 +166,12 @@ class Ledger:
         return value
 
     def arguments(self, signature: Signature) -> list[Any]:
-        """The values of a signature's needs, in order; a refused optional need is ``None``."""
+        """The values of a signature's needs, in order; an optional need that is refused or broken is ``None``."""
         values = []
         for need in signature.needs:
             try:
                 values.append(self.get(need.kind))
-            except Unavailable:
+            except (Unavailable, Broken):
                 if not need.optional:
                     raise
                 values.append(None)

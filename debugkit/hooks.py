@@ -2,8 +2,8 @@
 
 Hooks that libraries install (weight norm, pruning, device placement) compute; hooks that a person adds
 mostly look. A person's hook is kept out unless its code can return a value or names an in-place operation,
-since only those change the pass. Hooks on parameters are always kept out: they act on gradients that nobody will use, and
-some of them step an optimizer.
+since only those change the pass. A hook on a tensor stays only where a person's code computes a new gradient
+and nothing else: others store, send or apply gradients, and some step an optimizer.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import dis
 import functools
 import inspect
 import re
+import types
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from debugkit.objects import reachable
 from debugkit.source import is_library_file
 
 _MODULE_HOOKS = (
@@ -26,7 +28,7 @@ _MODULE_HOOKS = (
     "_backward_pre_hooks",
     "_backward_hooks",
 )
-_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+_BEYOND_THE_GRADIENT = frozenset({"grad", "data", "step", "no_grad", "dist", "distributed", "all_reduce"})
 _OBSERVING_CALLS = frozenset(
     {
         "append",
@@ -35,6 +37,7 @@ _OBSERVING_CALLS = frozenset(
         "update",
         "extend",
         "setdefault",
+        "setattr",
         "__setitem__",
         "write",
         "print",
@@ -46,7 +49,7 @@ _OBSERVING_CALLS = frozenset(
 
 @contextmanager
 def quiet_hooks(modules: Iterable[torch.nn.Module], tensors: Iterable[torch.Tensor]) -> Iterator[None]:
-    """Take the hooks that only observe out of all modules, and every hook out of the tensors; then put them back."""
+    """Take the hooks that do not compute out of all modules and tensors; then put them back."""
     emptied: list[tuple[MutableMapping[Any, Any], dict[Any, Any]]] = []
 
     def take_out(hooks: MutableMapping[Any, Any] | None, keep: Callable[[Any], bool]) -> None:
@@ -61,8 +64,8 @@ def quiet_hooks(modules: Iterable[torch.nn.Module], tensors: Iterable[torch.Tens
             for module in modules:
                 take_out(getattr(module, name, None), is_structural)
         for tensor in tensors:
-            for name in _TENSOR_HOOKS:
-                take_out(getattr(tensor, name, None), lambda hook: False)
+            take_out(tensor._backward_hooks, edits_gradient)
+            take_out(getattr(tensor, "_post_accumulate_grad_hooks", None), lambda hook: False)
         yield
     finally:
         for hooks, contents in emptied:
@@ -72,16 +75,35 @@ def quiet_hooks(modules: Iterable[torch.nn.Module], tensors: Iterable[torch.Tens
 
 def is_structural(hook: Any) -> bool:
     """Whether a module hook may change what the module computes."""
+    function = _function(hook)
+    return function is not None and (is_library_file(function.__code__.co_filename) or _computes(function))
+
+
+def edits_gradient(hook: Any) -> bool:
+    """Whether a tensor hook is a person's own that computes a gradient from the gradient, and does no more."""
+    function = _function(hook)
+    if function is None or is_library_file(function.__code__.co_filename) or not _computes(function):
+        return False
+    held = reachable(hook, stop=(torch.nn.Module, torch.optim.Optimizer), most=100)
+    return _BEYOND_THE_GRADIENT.isdisjoint(function.__code__.co_names) and not any(
+        isinstance(value, torch.optim.Optimizer) for value in held
+    )
+
+
+def _function(hook: Any) -> types.FunctionType | None:
+    """The Python function behind a hook, where there is one."""
     while isinstance(hook, functools.partial):
         hook = hook.func
     function = inspect.unwrap(hook) if callable(hook) else hook
     function = getattr(function, "__func__", function)
     if not inspect.isfunction(function):
         function = inspect.getattr_static(type(function), "__call__", None)
-        if not inspect.isfunction(function):
-            return False
+    return function if inspect.isfunction(function) else None
+
+
+def _computes(function: types.FunctionType) -> bool:
     in_place = any(re.fullmatch(r"[a-z]\w*[^_]_", name) for name in function.__code__.co_names)
-    return in_place or is_library_file(function.__code__.co_filename) or _returns_value(function)
+    return in_place or _returns_value(function)
 
 
 def _returns_value(function: Any) -> bool:

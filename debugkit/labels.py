@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from debugkit.batch import input_ids, split, tensors
+from debugkit.batch import LABEL_KEYS, input_ids, split, tensors
 
 Kind = Literal["classes", "multi-label", "tags", "tokens", "pixels", "values", "other", "none"]
 
@@ -20,6 +21,9 @@ _MOST_TAGS = 200
 _FEWEST_TOKENS = 10
 _WIDE = 32
 _SAME = 0.8
+_MOST_COLUMNS = 1000
+_DEEPEST = 4
+_MOST_PARTS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +38,14 @@ class Labels:
             multi-label; ``None`` otherwise.
         counts: for classes, tags and pixels: how often each occurs; for multi-label: how often each is on.
         shape: how the loader gives them, without the batch: ``()``, ``(1,)``, ``(labels,)``, ...
+        names: for labels given as texts: the text of each class.
     """
 
     kind: Kind
     values: torch.Tensor | None = None
     counts: Mapping[int, int] | None = None
     shape: tuple[int, ...] = ()
+    names: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -75,6 +81,7 @@ class LabelReader:
         self._supervised = self._positions = 0
         self._same = self._compared = 0
         self._vocabulary: set[int] = set()
+        self._texts: Counter[str] = Counter()
         self._beside_input = True
         self._binary = True
         self._shape: tuple[int, ...] = ()
@@ -82,8 +89,22 @@ class LabelReader:
     def add(self, batch: Any) -> None:
         """Take in the labels of one batch."""
         inputs, given = split(batch)
+        self.add_labels(given, inputs, input_ids(batch))
+
+    def add_labels(self, given: Any, inputs: Any, ids: torch.Tensor | None) -> None:
+        """Take in the labels of one batch.
+
+        Args:
+            given: the labels as the loader gives them.
+            inputs: what else is in the batch.
+            ids: the token ids ``[batch, length]`` among them.
+        """
         if given is None:
             self._forms["none"] += 1
+            return
+        if isinstance(given, (list, tuple)) and given and all(isinstance(text, str) for text in given):
+            self._forms["texts"] += 1
+            self._texts.update(given)
             return
         labels = as_tensor(given)
         if labels is None or not labels.numel() or labels.is_complex():
@@ -99,7 +120,7 @@ class LabelReader:
             self._vectors.append(labels.double() if labels.is_floating_point() else labels.long())
             self._read_vocabulary(inputs)
         elif labels.ndim == 2:
-            self._add_rows(labels, inputs, input_ids(batch))
+            self._add_rows(labels, inputs, ids)
         elif labels.is_floating_point() and not _is_binary(labels):
             self._forms["values"] += 1
         else:
@@ -116,6 +137,8 @@ class LabelReader:
             return self._read_vector()
         if form == "rows":
             return self._read_rows()
+        if form == "texts":
+            return self._read_texts()
         if form == "map":
             return Labels("pixels", counts=self._countable(), shape=self._shape)
         return Labels({"values": "values", "none": "none"}.get(form, "other"), shape=self._shape)  # type: ignore[arg-type]
@@ -136,6 +159,7 @@ class LabelReader:
             self._rows.append(labels.to(torch.int8))
         labels = labels.long()
         self._count(labels)
+        self._read_vocabulary(inputs)
         if ids is not None and same_shape:
             self._compare(labels, ids.detach().cpu())
 
@@ -181,14 +205,13 @@ class LabelReader:
             min(distinct, default=0) < 0 and not two_sided
         ):
             return Labels("values", shape=self._shape)
-        shared = len(distinct & self._vocabulary) / max(len(distinct | self._vocabulary), 1)
-        if len(distinct) >= _FEWEST_TOKENS and shared >= _SAME:
+        if self._are_input_tokens(distinct):
             return Labels("tokens", shape=self._shape)
         return Labels("classes", kept, Counter(kept.tolist()), self._shape)
 
     def _read_rows(self) -> Labels:
         counts = self._countable()
-        if self._is_language_model(counts):
+        if self._is_language_model(counts) or self._are_input_tokens(set(counts)):
             return Labels("tokens", shape=self._shape)
         same_width = len({rows.shape[1] for rows in self._rows}) == 1
         if self._binary and self._rows and same_width and not self._beside_input:
@@ -202,6 +225,20 @@ class LabelReader:
             return Labels("tags", counts=counts, shape=self._shape)
         return Labels("tokens", shape=self._shape)
 
+    def _read_texts(self) -> Labels:
+        """Texts are class names where they recur."""
+        if 2 * len(self._texts) > self._texts.total():
+            return Labels("other")
+        names = dict(enumerate(sorted(self._texts)))
+        counts = {index: self._texts[name] for index, name in names.items()}
+        values = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts.values())))
+        return Labels("classes", values, counts, names=names)
+
+    def _are_input_tokens(self, distinct: set[int]) -> bool:
+        """Whether the labels are from the same set as the whole numbers among the inputs."""
+        shared = len(distinct & self._vocabulary) / max(len(distinct | self._vocabulary), 1)
+        return len(distinct) >= _FEWEST_TOKENS and shared >= _SAME
+
     def _is_language_model(self, counts: Mapping[int, int]) -> bool:
         if self._compared and self._same >= _SAME * self._compared and len(counts) > 1:
             return True
@@ -211,6 +248,69 @@ class LabelReader:
 
     def _countable(self) -> dict[int, int]:
         return {value: count for value, count in self._counts.items() if value not in self._ignored}
+
+
+def are_named(batch: Any) -> bool:
+    """Whether a batch gives its labels under one of the usual names."""
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return not {*batch._fields}.isdisjoint(LABEL_KEYS)
+    return not isinstance(batch, (tuple, list)) and split(batch)[1] is not None
+
+
+def tensors_by_path(batch: Any) -> dict[str, list[torch.Tensor]]:
+    """Every tensor of a batch by its place, such as ``batch[1]``, ``batch.y`` or ``batch[1][].labels``.
+
+    Mappings of one sample each, as detection has them, share a place per key; attributes of objects count.
+    """
+    found: dict[str, list[torch.Tensor]] = {}
+    for path, tensor in _walk(batch, "batch", _DEEPEST):
+        found.setdefault(path, []).append(tensor)
+    return found
+
+
+def countable(found: list[torch.Tensor]) -> bool:
+    """Whether tensors at one place could be labels that can be counted: whole numbers, at most a row per sample."""
+    return all(_may_be_labels(tensor) for tensor in found)
+
+
+def joined(found: list[torch.Tensor]) -> torch.Tensor:
+    """The tensors at one place as one."""
+    return found[0] if len(found) == 1 else torch.cat([tensor.detach().cpu().flatten() for tensor in found])
+
+
+def _walk(value: Any, path: str, depth: int) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield path, value
+        return
+    if not depth or isinstance(value, (str, bytes, type, torch.nn.Module)):
+        return
+    parts: list[tuple[str, Any]] = []
+    if isinstance(value, Mapping):
+        parts = [(f"{path}.{key}", item) for key, item in value.items()]
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        parts = [(f"{path}.{name}", item) for name, item in zip(value._fields, value, strict=True)]
+    elif isinstance(value, (list, tuple)):
+        per_sample = bool(value) and all(isinstance(item, Mapping) for item in value)
+        shown = value if per_sample else value[:_MOST_PARTS]
+        parts = [
+            (f"{path}[]" if per_sample else f"{path}[{index}]", item) for index, item in enumerate(shown)
+        ]
+    elif dataclasses.is_dataclass(value):
+        parts = [(f"{path}.{one.name}", getattr(value, one.name, None)) for one in dataclasses.fields(value)]
+    elif isinstance(attributes := getattr(value, "__dict__", None), dict):
+        parts = [(f"{path}.{name}", item) for name, item in attributes.items()]
+    for place, item in parts:
+        yield from _walk(item, place, depth - 1)
+
+
+def _may_be_labels(tensor: torch.Tensor) -> bool:
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_complex() or not tensor.numel():
+        return False
+    if tensor.ndim > 2 and tensor.shape[1:].count(1) < tensor.ndim - 2:
+        return False
+    if not tensor.is_floating_point():
+        return True
+    return tensor.numel() <= _MOST_COLUMNS * max(len(tensor) if tensor.ndim else 1, 1) and _integral(tensor)
 
 
 def as_tensor(labels: Any) -> torch.Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,13 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from debugkit.dropout import DROPOUTS
 from debugkit.graph import ancestors
-from debugkit.probes.eval_passes import DROPOUTS
 from debugkit.losses import LOSSES, bind_loss
+from debugkit.source import user_location
 
 Kind = Literal["classes", "values", "unknown"]
 
 _CLASSES = (F.cross_entropy, F.nll_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
+_LOG_SOFTMAX = (F.log_softmax, torch.log_softmax, torch.Tensor.log_softmax)
 _VALUES = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
 
 
@@ -65,13 +68,22 @@ class Score:
         """
         return max(self.by_value(first), self.by_errors(unavoidable))
 
+    def gained(self, first: Score) -> float:
+        """Progress of the loss beyond a constant prediction; the share it has fallen by where that is unknown."""
+        gained = self.by_value(first)
+        return gained if math.isfinite(gained) else self.fallen(first)
+
+    def fallen(self, first: Score) -> float:
+        """The share of its first value that the loss has fallen by."""
+        return (first.value - self.value) / abs(first.value) if first.value else 0.0
+
     def by_value(self, first: Score) -> float:
         """Progress of the loss itself; minus infinity where nothing is known of its scale.
 
         Below the best constant prediction it runs from -1 (the start) to 0, so that targets far from 0 count.
         """
         if self.kind == "unknown":
-            return (first.value - self.value) / abs(first.value) if first.value else 0.0
+            return self.fallen(first)
         reference = min(first.value, self.constant_value)
         if not reference > 0:
             return float("-inf")
@@ -93,12 +105,18 @@ class Watch(TorchFunctionMode):
 
     Args:
         main: index of the main loss call, when it is known from an earlier pass.
+
+    Attributes:
+        main: index of the main loss call; -1 where there is none.
     """
 
     def __init__(self, main: int | None = None) -> None:
         super().__init__()
         self.main = main
+        self._first = main is None
         self._calls: list[tuple[Callable[..., Any], dict[str, Any], Any]] = []
+        self._places: list[str | None] = []
+        self._log_probabilities: list[tuple[torch.Tensor, int, str | None]] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -115,6 +133,12 @@ class Watch(TorchFunctionMode):
         result = func(*args, **kwargs)
         if func in LOSSES and isinstance(result, torch.Tensor):
             self._calls.append((func, bind_loss(func, args, kwargs), result))
+            self._places.append(user_location(outer=True) if self._first else None)
+        elif self._first and func in _LOG_SOFTMAX and result.requires_grad:
+            dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            if isinstance(dim, int):
+                result.retain_grad()
+                self._log_probabilities.append((result, dim, user_location(outer=True)))
         return result
 
     def _backward(self, loss: torch.Tensor) -> None:
@@ -145,6 +169,39 @@ class Watch(TorchFunctionMode):
                 errors, counted, constant_errors, entropy = _count(func, given)
                 return Score("classes", whole, value, errors, counted, entropy, constant_errors)
             return Score("values", whole, value, 0, given["target"].numel(), _constant(func, given), 0)
+
+    @property
+    def main_call(self) -> tuple[str, str | None] | None:
+        """Name and source line of the main loss call, or of the only log-softmax, on the pass that looked for it."""
+        if self.main is None or not 0 <= self.main < len(self._calls):
+            return (
+                ("log_softmax", self._log_probabilities[0][2]) if len(self._log_probabilities) == 1 else None
+            )
+        return self._calls[self.main][0].__name__, self._places[self.main]
+
+    def lowers_likelihood(self, loss: float, labels: Any) -> bool:
+        """Whether the loss, once backpropagated, is a log-likelihood of the labels that lacks its minus.
+
+        Such a loss is the sum of the labels' log-probabilities times its gradients with respect to them, and
+        none of these is negative.
+
+        Args:
+            loss: the value that was backpropagated.
+            labels: class indices, in the order of the predictions.
+        """
+        if len(self._log_probabilities) != 1 or not isinstance(labels, torch.Tensor):
+            return False
+        ((scores, dim, _),) = self._log_probabilities
+        if scores.grad is None or labels.is_floating_point() or bool((scores.grad < 0).any()):
+            return False
+        weights, chosen = scores.grad.max(dim)
+        counted = weights.reshape(-1) > 0
+        if labels.numel() != counted.numel() or not counted.any():
+            return False
+        if not torch.equal(chosen.reshape(-1)[counted], labels.to(chosen.device).reshape(-1)[counted].long()):
+            return False
+        linear = float((weights * scores.detach().gather(dim, chosen.unsqueeze(dim)).squeeze(dim)).sum())
+        return math.isclose(loss, linear, rel_tol=1e-2)
 
     def rows(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Predictions ``[positions, classes]`` and class indices ``[positions]`` of the main loss call."""

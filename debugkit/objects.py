@@ -118,7 +118,8 @@ def reachable(
         if depth < DEPTH and not isinstance(value, stop):
             module = isinstance(value, torch.nn.Module)
             trusted = (trusted or module) and not isinstance(value, types.FunctionType)
-            queue.extend((child, 1 if module else depth + 1, trusted) for child in _children(value, most))
+            with contextlib.suppress(Exception):  # a container of the user's that can't be read
+                queue.extend((child, 1 if module else depth + 1, trusted) for child in _children(value, most))
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from debugkit import __version__
 from debugkit.check import Check
 from debugkit.config import Baseline, Config
-from debugkit.errors import Broken, Unavailable, UsageError, nearest, one_line
+from debugkit.errors import Broken, Unavailable, UsageError, nearest, one_line, with_article
 from debugkit.evidence import COSTS, Deadline, Ledger
 from debugkit.finding import Finding
 from debugkit.registry import Registry, load
@@ -81,7 +81,7 @@ class Run:
         on_event: OnEvent = _silent,
     ) -> None:
         if not isinstance(target, Target):
-            raise UsageError(f"expected a `debugkit.Target`, not a `{type(target).__name__}`")
+            raise UsageError(f"expected a `debugkit.Target`, not {with_article(type(target).__name__)}")
         self.target = target
         self.config = Config.read(config)
         self._registry = registry if registry is not None else load(self.config.load)
@@ -203,7 +203,9 @@ class Run:
                 options = check.signature.values(self._options[check.id])
                 for finding in check.function(*arguments, **options):
                     if not isinstance(finding, Finding):
-                        raise TypeError(f"it yielded a `{type(finding).__name__}`, which is no finding")
+                        raise TypeError(
+                            f"it yielded {with_article(type(finding).__name__)}, which is no finding"
+                        )
                     findings.append(finding)
             except Unavailable as refusal:
                 status, reason = "skip", str(refusal)
@@ -212,6 +214,9 @@ class Run:
                 self._on_event("crash", error)
             except Exception as error:
                 status, reason = "error", f"{at_work} crashed: {one_line(error)}"
+                self._on_event("crash", error)
+            except (SystemExit, GeneratorExit) as error:
+                status, reason = "error", f"{at_work} tried to end the program: {one_line(error)}"
                 self._on_event("crash", error)
         result = Result(
             check=check.id,

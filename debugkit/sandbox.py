@@ -130,7 +130,7 @@ class _TensorState:
 
     def keep_values(self) -> None:
         if not self.kept:
-            self._values = _distinct(self.tensor).to("cpu", copy=True)
+            self._values = _distinct(self.tensor.detach()).to("cpu", copy=True)
 
     def restore(self) -> None:
         tensor = self.tensor
@@ -138,7 +138,7 @@ class _TensorState:
             tensor.data = self._data
         free = torch.inference_mode() if tensor.is_inference() else torch.no_grad()
         with free, self._version or nullcontext():
-            if self._values is not None and not _same_bits(_distinct(tensor).cpu(), self._values):
+            if self._values is not None and not same_bits(_distinct(tensor.detach()).cpu(), self._values):
                 _distinct(tensor).copy_(self._values)
         if self._leaf:
             if not tensor.is_leaf and not tensor._is_view():
@@ -165,8 +165,7 @@ def _is_lazy(tensor: torch.Tensor) -> bool:
 
 
 def _distinct(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor without graph, an expanded dimension cut to the one element that it has in memory."""
-    tensor = tensor.detach()
+    """The tensor, an expanded dimension cut to the one element that it has in memory."""
     if tensor.layout is torch.strided:
         for dimension, stride in enumerate(tensor.stride()):
             if stride == 0 and tensor.shape[dimension] > 1:
@@ -174,7 +173,7 @@ def _distinct(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors hold the same bits, whatever their strides; ``False`` where torch can't say."""
     if one.layout is not torch.strided or one.shape != other.shape or one.dtype != other.dtype:
         return False

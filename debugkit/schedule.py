@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -49,30 +50,29 @@ def twin(optimizer: Any, keep: set[int] | None = None) -> Any:
 def peak_rates(optimizer: Any, scheduler: Any, steps: int | None) -> list[float]:
     """The highest learning rate of each parameter group over the planned schedule.
 
-    Without a scheduler these are the current rates. A scheduler that can't be rehearsed (it needs a metric,
-    say) gives the highest of the current and the initial rate.
+    Without a scheduler these are the current rates; 0 stands for an optimizer that chooses its own. A scheduler
+    that can't be rehearsed (it needs a metric, say) gives the highest of the current and the initial rate.
     """
     original = unwrap(optimizer)
-    current = [float(group["lr"]) for group in original.param_groups]
-    known = [
-        max(float(g["lr"]), float(g.get("initial_lr", 0.0)), float(g.get("max_lr", 0.0)))
-        for g in original.param_groups
-    ]
+    current = [_rate(group) for group in original.param_groups]
+    known = [max(_rate(g), _rate(g, "initial_lr"), _rate(g, "max_lr")) for g in original.param_groups]
     if scheduler is None:
         return current
     scheduler = getattr(scheduler, "scheduler", scheduler)
     double = twin(original)
     try:
         rehearsal = copy.deepcopy(scheduler, {id(original): double})
-        peaks = [float(group["lr"]) for group in double.param_groups]
+        peaks = [_rate(group) for group in double.param_groups]
         planned = min(steps or int(getattr(rehearsal, "total_steps", 0) or 1000), _MOST_STEPS)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for _ in range(planned):
                 rehearsal.step()
-                peaks = [
-                    max(peak, float(g["lr"])) for peak, g in zip(peaks, double.param_groups, strict=True)
-                ]
+                peaks = [max(peak, _rate(g)) for peak, g in zip(peaks, double.param_groups, strict=True)]
     except Exception:
         return known
     return peaks
+
+
+def _rate(group: Mapping[str, Any], key: str = "lr") -> float:
+    return float(group.get(key) or 0.0)

@@ -98,7 +98,7 @@ def describe_option(field: FieldInfo) -> tuple[str, str]:
         for attribute, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<=")):
             if (bound := getattr(constraint, attribute, None)) is not None:
                 bounds.append(f"{sign} {bound}")
-    return " ".join([kind, *bounds]), field.description or ""
+    return f"{kind} {', '.join(bounds)}".rstrip(), field.description or ""
 
 
 def _options(function: Callable[..., Any], fields: dict[str, Any]) -> type[BaseModel]:

@@ -17,13 +17,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from debugkit.errors import UsageError, nearest, one_line
+from debugkit.errors import UsageError, nearest, one_line, with_article
 from debugkit.source import is_library_file, shorten
 
 if TYPE_CHECKING:
     from debugkit.target import Target
 
 DEFAULT_ATTRIBUTE = "target"
+
+_SHOWN = 5
 
 _OWN = str(Path(__file__).parent) + os.sep
 
@@ -197,8 +199,10 @@ def _missing(module: ModuleType, owner: Any, name: str, spec: Spec) -> str:
     guess = nearest(name, names) if name != DEFAULT_ATTRIBUTE else ""
     candidates = sorted(_candidates(module)) if owner is module else []
     if candidates:
-        found = ", ".join(f"`{spec.module}:{candidate}`" for candidate in candidates[:5])
-        return f"{sentence}{guess}; it offers {found}"
+        first = get_close_matches(name, candidates, n=_SHOWN, cutoff=0)
+        found = ", ".join(f"`{spec.module}:{candidate}`" for candidate in first)
+        more = f" and {len(candidates) - len(first)} more" if len(candidates) > len(first) else ""
+        return f"{sentence}{guess}; it offers {found}{more}"
     return (
         f"{sentence}{guess}; define `target = Target(model, train_loader, ...)` at module level, or a function that "
         "returns it"
@@ -216,7 +220,8 @@ def _candidates(module: ModuleType) -> Iterator[str]:
             yield name
         elif inspect.isfunction(value) and value.__module__ == module.__name__ and not _required(value):
             returns = str(inspect.signature(value).return_annotation)
-            if re.search(r"\b(Target|\w*Trainer)\b", returns) or "target" in name.lower():
+            makes_one = re.search(r"\b(Target|\w*Trainer)\b", returns) or "Target" in value.__code__.co_names
+            if (makes_one and name != "main") or "target" in name.lower():
                 yield name
 
 
@@ -263,7 +268,7 @@ def _as_target(value: Any, spec: Spec) -> Target:
     if isinstance(value, type):
         kind = f"the class `{value.__name__}`"
     else:
-        kind = "`None`" if value is None else f"a `{type(value).__name__}`"
+        kind = "`None`" if value is None else with_article(type(value).__name__)
     hint = ""
     if isinstance(value, torch.nn.Module):
         hint = f"; wrap it: `Target({spec.attribute.rpartition('.')[2]}, train_loader, ...)`"

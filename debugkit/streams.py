@@ -24,22 +24,36 @@ def reserved_stdout() -> Iterator[TextIO]:
             yield python_stdout
         return
     _flush()
-    with open(os.dup(1), "w", encoding=python_stdout.encoding, errors="backslashreplace") as real:
-        os.dup2(2, 1)
-        try:
-            with contextlib.redirect_stdout(sys.stderr):
-                yield real
-        finally:
+    real = open(os.dup(1), "w", encoding=python_stdout.encoding, errors="backslashreplace")  # noqa: SIM115
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield real
+            real.flush()
+    finally:
+        with contextlib.suppress(OSError):
             _flush()
-            with contextlib.suppress(BrokenPipeError):
-                real.flush()
-            os.dup2(real.fileno(), 1)
+        os.dup2(real.fileno(), 1)
+        with contextlib.suppress(OSError):
+            real.close()
+
+
+def open_closed() -> None:
+    """Where standard output or standard error is closed, print to nowhere."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def close_stdout() -> None:
-    """What is printed from now on, at exit say, goes to standard error."""
+    """What is printed from now on, at exit say, goes to standard error; what could not be written is dropped."""
     with contextlib.suppress(OSError, ValueError):
-        _flush()
+        try:
+            _flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1)
+            os.close(nowhere)
+            _flush()
         os.dup2(2, 1)
 
 

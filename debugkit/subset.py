@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from debugkit.batch import input_ids, map_tensors, named, size, sliceable, split, take
+from debugkit.batch import input_ids, map_tensors, named, size, sliceable, split, take, tensors
 
 
 def few_samples(batches: Sequence[Any], count: int, longest: int = 64) -> list[Any]:
@@ -22,13 +22,13 @@ def few_samples(batches: Sequence[Any], count: int, longest: int = 64) -> list[A
     Returns:
         One batch when some batch has enough rows, else several small ones.
     """
-    cuttable = [batch for batch in batches if sliceable(batch)]
+    cuttable = [batch for batch in batches if sliceable(batch) and _indexable(batch)]
     if not cuttable:
         return [batches[0]]
     large = [batch for batch in cuttable if (size(batch) or 0) >= count]
     if large:
         picks = [(_pick(batch, count), batch) for batch in large]
-        rows, batch = max(picks, key=lambda pair: len({_label(pair[1], row) for row in pair[0]}))
+        rows, batch = max(picks, key=lambda pair: _variety(*pair))
         return [trim(take(batch, rows), longest)]
     chosen, total = [], 0
     for batch in cuttable:
@@ -57,11 +57,15 @@ def trim(batch: Any, longest: int) -> Any:
     return map_tensors(batch, lambda t: t[:, first:last] if t.shape == shape else t)
 
 
+def _indexable(batch: Any) -> bool:
+    return all(tensor.layout in (torch.strided, torch.sparse_coo) for _, tensor in tensors(batch))
+
+
 def _pick(batch: Any, count: int) -> list[int]:
-    lengths = _lengths(batch)
+    lengths, labels = _lengths(batch), _labels(batch)
     by_label: dict[Any, list[int]] = defaultdict(list)
     for row in sorted(range(size(batch) or 0), key=lambda row: lengths[row] if lengths else 0):
-        by_label[_label(batch, row)].append(row)
+        by_label[labels[row]].append(row)
     picked: list[int] = []
     while len(picked) < count and any(by_label.values()):
         for rows in by_label.values():
@@ -70,15 +74,25 @@ def _pick(batch: Any, count: int) -> list[int]:
     return sorted(picked)
 
 
-def _label(batch: Any, row: int) -> Any:
+def _variety(rows: Sequence[int], batch: Any) -> tuple[int, int]:
+    """How many labels the rows have, and how many rows have another label than most."""
+    labels = _labels(batch)
+    found = Counter(labels[row] for row in rows)
+    return len(found), len(rows) - max(found.values())
+
+
+def _labels(batch: Any) -> list[Any]:
+    """What each row is to be told as: its class, or the set of classes in its map or sequence."""
+    rows = size(batch) or 0
     _, labels = split(batch)
-    if (
-        isinstance(labels, torch.Tensor)
-        and labels.ndim <= 2
-        and labels.reshape(labels.shape[0], -1).shape[1] == 1
-    ):
-        return labels.reshape(-1)[row].item() if not labels.is_floating_point() else None
-    return None
+    if not isinstance(labels, torch.Tensor) or labels.layout is not torch.strided or not labels.numel():
+        return [None] * rows
+    if labels.ndim < 1 or len(labels) != rows:
+        return [None] * rows
+    flat = labels.detach().reshape(rows, -1).cpu()
+    if flat.is_complex() or (flat.is_floating_point() and not bool(((flat == 0) | (flat == 1)).all())):
+        return [None] * rows
+    return [tuple(row.unique().tolist()) for row in flat]
 
 
 def _lengths(batch: Any) -> list[int] | None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import pytest
 from pydantic import Field
+from pydantic.fields import FieldInfo
 
 from debugkit import Finding, Target, UsageError, check, note
 from debugkit.check import Check
@@ -56,6 +57,8 @@ def test_the_declaration_is_read_from_the_signature() -> None:
 def test_options_are_described() -> None:
     field = made(many_options).signature.options.model_fields["max_ratio"]
     assert describe_option(field) == ("float > 1", "majority to minority")
+    share = FieldInfo.from_annotation(Annotated[float, Field(gt=0, lt=0.1)])
+    assert describe_option(share) == ("float > 0, < 0.1", "")
 
 
 def no_generator(target: Target) -> list[Finding]:

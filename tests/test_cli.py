@@ -176,7 +176,9 @@ def test_exit_codes(project: Path, arguments: list[str], code: int) -> None:
         (["train.py", "--baseline", "none.json"], "the baseline `none.json` can't be read"),
         (["train.py", "--budget", "0"], "--budget"),
         (["train.py", "--selct", "a"], "no such option"),
-        (["train.py", "--format", "yaml"], "--format"),
+        (["train.py", "--format", "yaml"], "'yaml' is not one of 'text', 'concise'"),
+        (["train.py", "--format", "jsn"], "(did you mean `json`?)"),
+        (["train.py", "--baseline", "pyproject.toml"], "the baseline `pyproject.toml` can't be used: not a"),
         ([], "missing argument 'SPEC'"),
         (["train.py", "--output", "r.json"], "`--output r.json` has no `--format`"),
         (["train.py", "--format", "json", "--format", "junit"], "`json` and `junit` can't share stdout"),
@@ -270,6 +272,80 @@ def test_interrupting(project: Path, moment: str) -> None:
         assert "✓ names-the-model" in stdout
         assert "interrupted before it was judged" in stdout
         assert stdout.splitlines()[-1].endswith("exit 130: interrupted")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_hasty_second_interrupt_does_not_cost_the_report(project: Path) -> None:
+    hanging = "class Hangs:\n    def __iter__(self):\n        import time\n        print('READY', flush=True)\n        time.sleep(60)\n        yield\n"
+    (project / "train.py").write_text(
+        f"import torch\nfrom debugkit import Target\n{hanging}target = Target(torch.nn.Linear(1, 1), Hangs())\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "debugkit", "check", "train.py", "--select", "mine,label-balance"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "READY" in line:
+            break
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr == ""
+    assert stdout.splitlines()[-1].endswith("exit 130: interrupted")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    "arguments", [["check", "train.py"], ["check", "train.py", "--format", "json"], ["list"], ["--help"]]
+)
+def test_a_full_disk_is_one_sentence(project: Path, arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "debugkit", *arguments], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    said = "debugkit: standard output can't be written: No space left on device"
+    assert done.stderr.splitlines()[-1] == said
+    assert "Traceback" not in done.stderr
+    with open("/dev/full", "w") as full:
+        unheard = subprocess.run(
+            [sys.executable, "-m", "debugkit", "check", "none.py"], stdout=subprocess.PIPE, stderr=full
+        )
+    assert unheard.returncode == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="descriptors")
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_closed_streams_are_no_mistake(project: Path, closed: str) -> None:
+    command = f'exec "{sys.executable}" -m debugkit check train.py:conv {closed}>&-'
+    assert subprocess.run(["sh", "-c", command], capture_output=True).returncode == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes")
+def test_a_reader_that_has_gone_is_no_finding(project: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "debugkit", "schema"], stdout=write, stderr=subprocess.PIPE, text=True
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (2, "")
+
+
+def test_nothing_left_to_check_is_said(project: Path) -> None:
+    result = run("check", "train.py", "--ignore", "all")
+    assert result.exit_code == 3
+    assert "every check was left out, so there was nothing to do · exit 3" in result.stdout
+
+
+def test_a_check_file_that_ends_the_program_is_a_mistake(project: Path) -> None:
+    (project / "cli_test_checks" / "mine" / "three.py").write_text("raise SystemExit(0)\n")
+    assert "SystemExit: 0" in refused(run("list"))
 
 
 def test_list(project: Path) -> None:

@@ -97,6 +97,18 @@ def interrupts(target: Target) -> Iterator[Finding]:
     yield
 
 
+def ends_the_program(target: Target) -> Iterator[Finding]:
+    """Calls sys.exit."""
+    raise SystemExit(0)
+    yield
+
+
+def closes_a_generator(target: Target) -> Iterator[Finding]:
+    """Is closed."""
+    raise GeneratorExit
+    yield
+
+
 def run(*functions: Callable[..., Iterator[Finding]], **options: Any) -> Run:
     alive.clear()
     registry = Registry([Check(function, "family", "test") for function in functions])
@@ -110,6 +122,8 @@ def run(*functions: Callable[..., Iterator[Finding]], **options: Any) -> Run:
         (refuses, "skip", "nothing to look at"),
         (breaks, "error", "the step raised (train.py:3): ValueError: no"),
         (crashes, "error", "the check crashed: ValueError: bug in two lines"),
+        (ends_the_program, "error", "the check tried to end the program: SystemExit: 0"),
+        (closes_a_generator, "error", "the check tried to end the program: GeneratorExit"),
         (measures_badly, "error", "a measurement crashed: IndexError: past the end"),
         (
             yields_text,

@@ -457,6 +457,23 @@ def resumable_loader() -> Target:
     return target_of(net(), Resumable())
 
 
+def strided_columns() -> Target:
+    """A table cut into columns, and buffers that are views: one column, one value expanded."""
+    table = torch.randn(32, 10, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Linear(9, 16), nn.ReLU(), nn.Linear(16, 1))
+    model.register_buffer("grid", torch.randn(6, 4).t()[:, :1])
+    model.register_buffer("scale", torch.ones(1, 2).expand(8, 2))
+
+    def step(model: nn.Module, batch: Any) -> torch.Tensor:
+        x, y = batch
+        model.grid.add_(0.1)
+        model.scale[0].mul_(2)
+        return F.mse_loss(model(x), y)
+
+    rows = TensorDataset(table[:, :-1], table[:, -1:])
+    return target_of(model, DataLoader(rows, 8), loss_fn=None, training_step=step)
+
+
 def loader_of_views() -> Target:
     x, y = blobs().tensors
     return target_of(ScalesInputs(), [(x[i : i + 8], y[i : i + 8]) for i in range(0, 32, 8)])
@@ -541,6 +558,7 @@ TARGETS: list[Callable[[], Target]] = [
     loader_with_generator,
     resumable_loader,
     loader_of_views,
+    strided_columns,
     rows_that_the_collator_empties,
     step_with_books,
 ]
@@ -637,7 +655,7 @@ def test_a_step_that_raises_half_way_changes_nothing(error: type[BaseException])
     train(target, 2)
     before = fingerprint(target)
     armed = True
-    if error is RuntimeError:
+    if error is not KeyboardInterrupt:
         assert debugkit.run(target, select="logits-vs-probs")["logits-vs-probs"].status == "error"
     else:
         with pytest.raises(error):
@@ -682,6 +700,62 @@ def test_an_interrupt_while_restoring_waits() -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted_while_restoring()
     assert _difference(before, fingerprint(target)) == []
+
+
+class Unreadable(dict[str, Any]):
+    """A container that raises whenever it is looked at."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise RuntimeError("not now")
+
+    values = items = keys = __iter__  # type: ignore[assignment]
+
+
+def test_what_cannot_be_recorded_is_a_notice_and_the_rest_is_put_back() -> None:
+    target = mid_training()
+    target.model.registry = Unreadable(a=1)
+    before = _digest(target.model[0].weight)  # type: ignore[index]
+    with Sandbox(target) as box, box.probe(), torch.no_grad():
+        target.model[0].weight.zero_()  # type: ignore[index]
+    assert [notice for notice in box.notices if "RuntimeError: not now" in notice] == box.notices != []
+    assert _digest(target.model[0].weight) == before  # type: ignore[index]
+
+
+def test_one_value_that_cannot_be_put_back_stops_no_other() -> None:
+    def refuse() -> None:
+        raise RuntimeError("no way back")
+
+    target = mid_training()
+    before = fingerprint(target)
+    with Sandbox(target) as box:
+        box._program._undo.insert(0, refuse)
+        next(iter(box._tensors.values())).restore = refuse  # type: ignore[method-assign]
+        for _ in range(2):
+            with box.probe(), own_steps():
+                train(Target(target.model, target.train_loader, target.loss_fn), 1)
+    assert _difference(before, fingerprint(target)) == []
+    assert len(box.notices) == 1
+    assert "could not be put back (RuntimeError: no way back)" in box.notices[0]
+
+
+class Wrapper:
+    """Opens the loader inside it at the first batch, as accelerate does."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.loader
+
+
+@pytest.mark.parametrize("wrap", [lambda loader: loader, Wrapper])
+def test_persistent_workers_stay_with_training(wrap: Callable[[Any], Any]) -> None:
+    loader = DataLoader(blobs(), 8, num_workers=1, persistent_workers=True)
+    list(loader)
+    kept = loader._iterator
+    debugkit.run(Target(net(), wrap(loader), nn.CrossEntropyLoss()), select="label-balance")
+    assert loader._iterator is kept
+    assert len(list(loader)) == 4
 
 
 # --- hooks ---
@@ -731,6 +805,27 @@ def test_hooks_that_compute_stay() -> None:
             assert torch.equal(model(torch.ones(2, 8)), expected)
             assert calls == [1]
         assert calls == []
+
+
+def test_hooks_that_compute_a_gradient_stay() -> None:
+    target = plain_mlp()
+    weight, bias = target.model[0].weight, target.model[0].bias  # type: ignore[index]
+    optimizer = torch.optim.SGD([bias], lr=0.1)
+    books: dict[str, Any] = {}
+
+    def apply(gradient: torch.Tensor) -> torch.Tensor:
+        optimizer.step()
+        return gradient
+
+    weight.register_hook(lambda gradient: gradient * 0.0)
+    weight.register_hook(lambda gradient: books.__setitem__("gradient", gradient))
+    bias.register_hook(apply)
+    with Sandbox(target) as box, box.probe():
+        target.model(torch.ones(2, 8)).square().sum().backward()
+        assert not weight.grad.any()
+        assert bias.grad.any()
+    assert books == {}
+    assert len(weight._backward_hooks) == 2
 
 
 def test_an_optimizer_in_the_backward_pass_does_not_step() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,8 @@ def bad_model():
 
 def quits():
     raise SystemExit(4)
+
+number = 3
 """
 
 
@@ -113,8 +116,9 @@ def test_a_file_named_like_a_loaded_module(folder: Path) -> None:
         ("train_of_it", "no module is called `train_of_it` (did you mean `train_it`?)"),
         (
             "train_it.py:targt",
-            "`train_it.py` has no `targt` (did you mean `target`?); it offers `train_it.py:make_target`",
+            "`train_it.py` has no `targt` (did you mean `target`?); it offers `train_it.py:target`, `train_it.py:make_target`",
         ),
+        ("train_it.py:number", "`train_it.py:number` gives an `int`, not a `debugkit.Target`"),
         ("train_it.py:target.nam", "`train_it.py` has no `target.nam` (did you mean `name`?)"),
         ("train_it.py:takes_a_path", "needs arguments (`path`)"),
         ("train_it.py:raises", "`train_it.py:raises` raised: ValueError: no luck (train_it.py:15)"),
@@ -153,6 +157,18 @@ def test_files_that_do_not_load(folder: Path, source: str, sentence: str) -> Non
     assert sentence in mistake("broken_file.py")
     if "no `target`" not in sentence:
         assert "broken_file" not in sys.modules
+
+
+def test_the_nearest_of_many_factories_are_named(folder: Path) -> None:
+    names = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "main"]
+    made = "".join(f"def {name}(): return Target(torch.nn.Linear(1, 1))\n" for name in names)
+    (folder / "zoo_of_mine.py").write_text(f"{GOOD}{made}def helper(): return 1\n")
+    said = mistake("zoo_of_mine.py:bta")
+    assert "(did you mean `beta`?); it offers `zoo_of_mine.py:beta`, " in said
+    assert said.count("zoo_of_mine.py:") == 5
+    assert "helper" not in said
+    assert ":main" not in said
+    assert re.search(r" and \d+ more$", said)
 
 
 def test_the_files_own_command_line_is_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,13 @@ from debugkit.probes.training_step import TrainingStep
 from debugkit.testing import blobs, mlp
 
 _DROPOUTS = torch.nn.modules.dropout._DropoutNd
+_DROPOUT_INSIDE = dict.fromkeys(
+    ["scaled_dot_product_attention", "multi_head_attention_forward"], "dropout in "
+)
+_SWITCHES = {
+    "dropout": "pass `training=self.training`, or use the `nn.Dropout` module",
+    "scaled_dot_product_attention": "pass `dropout_p=p if self.training else 0.0`",
+}
 
 
 @check
@@ -27,8 +34,9 @@ def eval_mode(
     ## Why is this bad?
     In eval mode dropout is off and BatchNorm stops learning its statistics: training left in eval mode
     overfits and drifts. In the other direction, dropout that stays on in evaluation (`F.dropout` without
-    `training=self.training`) makes every metric noisy and every prediction worse, and a frozen backbone
-    whose BatchNorm stays in train mode keeps changing.
+    `training=self.training`) makes every metric noisy and every prediction worse, BatchNorm that stays on
+    makes a prediction depend on its neighbours in the batch, and a frozen backbone whose BatchNorm stays in
+    train mode keeps changing.
 
     ## What to do
     Call `model.train()` before training and `model.eval()` before evaluating; transformers'
@@ -38,7 +46,8 @@ def eval_mode(
     ## Known limits
     Whether the evaluation loop calls `model.eval()` can only be seen while it runs. A loop that calls
     `model.train()` itself should hand the model over in train mode, or pass its `training_step`. Sampling in
-    eval mode (a VAE, say) is a note.
+    eval mode (a VAE, say) is a note, and so are random masks that are not scaled as dropout is: a masked
+    language model draws them on purpose.
 
     ## References
     - https://docs.pytorch.org/docs/stable/generated/torch.nn.Module.html#torch.nn.Module.eval
@@ -53,9 +62,9 @@ def eval_mode(
     yield from findings
     if not any(finding.level in ("warn", "fail") for finding in findings):
         training = sum(step.training_after.values())
-        agreement = (
-            "two eval passes agree" if passes and passes.gap <= passes.tolerance else "eval not compared"
-        )
+        agreement = "eval not compared"
+        if passes:
+            agreement = f"two eval passes {'agree' if passes.gap <= passes.tolerance else 'differ'}"
         yield note(f"{training} of {len(step.training_after)} modules train, {agreement}", modules=training)
 
 
@@ -76,8 +85,9 @@ def _as_given(
         sensitive = [name for name, module in target.model.named_modules() if depends_on_mode(module)]
         if passes is None or passes.mode_matters:
             yield fail(
-                f"`{model}` is about to be trained in eval mode: {len(sensitive)} modules that act differently in "
-                f"training ({_examples(sensitive)}) are off",
+                f"`{model}` is about to be trained in eval mode: "
+                f"{_count(sensitive, 'module that acts', 'modules that act')} differently in training "
+                f"({_examples(sensitive)}) would act as in evaluation",
                 where=sensitive[0] if sensitive else model,
                 hint="call `model.train()` before training; `from_pretrained` returns models in eval mode",
                 modules=len(sensitive),
@@ -95,7 +105,7 @@ def _as_given(
         if sensitive and (trainable or not parameters) and step.module_calls.get(name, 1):
             yield warn(
                 f"`{name}` is in eval mode while the rest trains, and its parameters are not frozen: "
-                f"{len(sensitive)} modules in it act as in evaluation",
+                f"{_count(sensitive, 'module in it acts', 'modules in it act')} as in evaluation",
                 where=name,
                 hint=f"call `model.train()` before training, or freeze `{name}` if it is meant to stay as it is",
                 trainable=trainable,
@@ -114,8 +124,8 @@ def _moving_frozen_norms(target: Target, step: TrainingStep) -> Iterator[Finding
     ]
     if moving:
         yield fail(
-            f"{len(moving)} frozen normalisation layers still move: their running statistics changed in a "
-            f"training step ({_examples(moving)})",
+            f"{_count(moving, 'frozen normalisation layer moves', 'frozen normalisation layers move')}: a training "
+            f"step changed the running statistics ({_examples(moving)})",
             where=moving[0],
             hint="after `model.train()`, call `.eval()` on the frozen normalisation layers",
             layers=len(moving),
@@ -128,22 +138,45 @@ def _in_evaluation(target: Target, step: TrainingStep, passes: EvalPasses | None
     stuck = [name for name in passes.still_training if depends_on_mode(target.model.get_submodule(name))]
     if stuck:
         yield fail(
-            f"{len(stuck)} modules stay in train mode after `model.eval()` ({_examples(stuck)})",
+            f"{_count(stuck, 'module stays', 'modules stay')} in train mode after `model.eval()` ({_examples(stuck)})",
             where=stuck[0],
-            hint="register them as submodules and do not override `train` so that it ignores `mode=False`",
+            hint="do not override `train` so that it ignores `mode=False`",
             modules=len(stuck),
         )
         return
+    if passes.batch_statistics:
+        names = [name for name, _ in passes.batch_statistics]
+        yield fail(
+            f"batch normalisation uses the batch's own statistics in eval mode, and overwrites the running ones "
+            f"({_examples(names)}): a prediction depends on the rest of its batch",
+            where=names[0],
+            location=passes.batch_statistics[0][1],
+            hint="pass `training=self.training` to `F.batch_norm`",
+            layers=len(names),
+        )
+    elif passes.moved_buffers:
+        moved = [*passes.moved_buffers]
+        yield note(
+            f"{_count(moved, 'buffer changes', 'buffers change')} in eval mode too ({_examples(moved)})",
+            where=moved[0],
+        )
     if passes.gap <= passes.tolerance or any(stranger.created for stranger in step.strangers):
         return
-    dropped = [call for call in passes.random_calls if call.dropout]
-    sampled = [call for call in passes.random_calls if not call.dropout]
-    if dropped:
+    calls = {call.kind: call for call in reversed(passes.random_calls)}
+    if (call := calls.get("dropout")) is not None:
         yield fail(
-            f"`{dropped[0].op}` is active in eval mode: two passes over the same batch differ by {passes.gap:.2g} "
+            f"{_DROPOUT_INSIDE.get(call.op, '')}`{call.op}` is active in eval mode: two passes over the same batch differ by {passes.gap:.2g} "
             "standard deviations",
-            location=dropped[0].location,
-            hint="pass `training=self.training`, or use the `nn.Dropout` module",
+            location=call.location,
+            hint=_SWITCHES.get(call.op, f"pass `training=self.training` to `{call.op}`"),
+            gap=passes.gap,
+        )
+    elif (call := calls.get("by hand")) is not None:
+        yield warn(
+            "a random mask drops activations in eval mode, and what it keeps is scaled as in dropout: two passes over "
+            f"the same batch differ by {passes.gap:.2g} standard deviations",
+            location=call.location,
+            hint="draw the mask only `if self.training`",
             gap=passes.gap,
         )
     elif not passes.repeats:
@@ -155,10 +188,11 @@ def _in_evaluation(target: Target, step: TrainingStep, passes: EvalPasses | None
             gap=passes.gap,
         )
     else:
-        source = f"`{sampled[0].op}`" if sampled else "a random generator outside torch"
+        sample = calls.get("sample")
+        source = f"`{sample.op}`" if sample else "a random generator outside torch"
         yield note(
             f"eval passes differ by {passes.gap:.2g} standard deviations because the model samples ({source})",
-            location=sampled[0].location if sampled else None,
+            location=sample.location if sample else None,
             gap=passes.gap,
         )
 
@@ -184,6 +218,10 @@ def _is_frozen(model: torch.nn.Module, name: str) -> bool:
         if parameters or not name:
             return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
         name = name.rpartition(".")[0]
+
+
+def _count(names: list[str], one: str, many: str) -> str:
+    return f"{len(names)} {one if len(names) == 1 else many}"
 
 
 def _examples(names: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
 from debugkit.labels import Labels
-from debugkit.probes.label_use import LabelUse
+from debugkit.probes.label_use import DECLARED, LabelUse, Use
 from debugkit.probes.samples import Samples
 from debugkit.testing import blobs, mlp
 
@@ -51,48 +52,122 @@ def label_balance(
     `BCEWithLogitsLoss(pos_weight=...)`) or by a `WeightedRandomSampler`, and by a metric per class.
 
     ## Known limits
-    Targets of a language model, continuous targets and maps of pixels are not held to a ratio. A loss that
-    weighs classes is recognised where the step runs on the first batch, or by its `weight` attribute.
+    Targets of a language model or a generator, continuous targets and maps of pixels are not held to a ratio. With
+    a `training_step` only what a torch loss takes as its classes counts as a label, wherever it is in the
+    batch; labels in a loss written by hand are counted and not judged. A loss that weighs classes is
+    recognised where the step runs on the first batch, or by its `weight` attribute.
 
     ## References
     - https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.WeightedRandomSampler
     - Buda et al. 2018, https://arxiv.org/abs/1710.05381
     """
-    labels = samples.representative
+    for found in _labels(samples, use):
+        yield from _judge(found, samples, target, max_ratio)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Labels to judge.
+
+    Attributes:
+        labels: what was counted.
+        use: what the step does with them, where that was followed.
+        where: their place in the batch, where the step showed it.
+    """
+
+    labels: Labels
+    use: Use | None
+    where: str | None = None
+
+
+def _labels(samples: Samples, use: LabelUse | None) -> Iterator[_Found]:
+    """What the step takes as labels; where that was not followed, what the batch's shape suggests."""
+    suggested = samples.representative
+    if use is None or samples.origin == "given":
+        yield _Found(suggested, use.sources.get(DECLARED) if use else None)
+        return
+    chosen = [
+        path
+        for path, one in use.sources.items()
+        if one.is_label and path in samples.candidates and samples.candidates[path].total
+    ]
+    for path in chosen:
+        yield _Found(samples.candidates[path], use.sources[path], path)
+    generated = any(
+        one.class_target and one.in_predictions and samples.candidates[path].kind in ("tokens", "tags")
+        for path, one in use.sources.items()
+        if path in samples.candidates
+    )
+    if not chosen:
+        yield _Found(Labels("tokens") if generated else suggested, use.sources.get(DECLARED, Use()))
+
+
+def _judge(found: _Found, samples: Samples, target: Target, max_ratio: float) -> Iterator[Finding]:
+    labels, use = found.labels, found.use
     if labels.kind in ("none", "other"):
         raise Unavailable(
             "the batches hold no labels that can be counted; a mapping needs `labels`, a tuple a tensor at its end"
         )
-    if labels.kind == "values" or (use is not None and use.numeric and len(labels.counts or ()) > 2):
+    numeric = use is not None and use.numeric
+    guessed = use is not None and samples.origin != "given" and not use.is_label
+    if labels.kind == "values" or (numeric and (guessed or len(labels.counts or ()) > 2)):
         raise Unavailable("the targets are continuous numbers, so there are no classes to count")
-    if labels.kind == "tokens":
+    if labels.kind == "tokens" or (use is not None and use.class_target and use.in_predictions):
         yield note(f"the labels of {samples.scanned:,} samples are tokens to generate, skewed by nature")
         return
     if not labels.total:
         raise Unavailable(
             f"every label in {samples.scanned:,} samples is ignored, so there is nothing to count"
         )
-    judge = _Judge(samples, labels, target, use, max_ratio)
-    yield from judge.each_label() if labels.kind == "multi-label" else judge.classes()
+    judge = _Judge(samples, found, target, max_ratio)
+    if guessed or (use is None and not _is_plain(samples, labels)):
+        yield judge.no_verdict()
+    elif labels.kind == "multi-label":
+        yield from judge.each_label()
+    else:
+        yield from judge.classes()
+
+
+def _is_plain(samples: Samples, labels: Labels) -> bool:
+    """Whether the batch's shape alone says that these are labels."""
+    return samples.origin in ("given", "named") or (
+        samples.origin == "pair" and labels.kind in ("classes", "multi-label")
+    )
 
 
 class _Judge:
     """The labels and what is needed to weigh them."""
 
-    def __init__(
-        self, samples: Samples, labels: Labels, target: Target, use: LabelUse | None, max_ratio: float
-    ) -> None:
+    def __init__(self, samples: Samples, found: _Found, target: Target, max_ratio: float) -> None:
         self._complete = samples.complete
-        self._labels = labels
+        self._labels = labels = found.labels
         self._target = target
-        self._use = use
+        self._use = found.use
+        self._where = found.where
         self._max_ratio = max_ratio
         self._counts = dict(sorted((labels.counts or {}).items(), key=lambda item: (-item[1], item[0])))
         self._names = _names(target.model, labels)
-        unit = {"tags": "tagged tokens", "pixels": "pixels"}.get(labels.kind, "samples")
+        per_object = found.where is not None and "[]" in found.where
+        unit = {"tags": "tagged tokens", "pixels": "pixels"}.get(
+            labels.kind, "objects" if per_object else "samples"
+        )
         unit = unit.removesuffix("s") if labels.total == 1 else unit
         spread = "randomly drawn " if samples.spread is not None else ""
         self._seen = f"{labels.total:,} {spread}{unit}{'' if self._complete or spread else ' scanned'}"
+
+    def no_verdict(self) -> Finding:
+        """What was counted, where the step does not say that it is a label."""
+        if len(self._counts) == 1:
+            said = f"the only class in {self._seen} is {self._name(next(iter(self._counts)))}"
+        else:
+            said = self._summary()
+        if self._use is None:
+            why = "what the step does with it was not followed, so it may be no label"
+        elif self._use.used:
+            why = "no loss of the step was seen to take it as its classes"
+        else:
+            why = "the loss does not depend on it"
+        return note(f"{said}; {why}", classes=len(self._counts))
 
     def classes(self) -> Iterator[Finding]:
         """One class per sample, token or pixel."""
@@ -100,22 +175,27 @@ class _Judge:
             yield from self._single()
             return
         if self._labels.kind == "pixels":
-            yield note(f"{self._summary()}; pixels are not held to a ratio", classes=len(self._counts))
+            yield note(
+                f"{self._summary()}; pixels are not held to a ratio",
+                where=self._where,
+                classes=len(self._counts),
+            )
             return
         counts = self._counts
         if self._labels.kind == "tags":
             background, *_ = counts
             counts = _entities(counts, background, self._target.model)
         if len(counts) < 2 or sum(counts.values()) < _PER_CLASS * len(counts):
-            yield note(self._summary(), classes=len(self._counts))
+            yield note(self._summary(), where=self._where, classes=len(self._counts))
             return
         (largest, most), (smallest, least) = _ends(counts)
         ratio = most / least
         if self._at_least(most, least, len(counts)) <= self._max_ratio:
-            yield note(self._summary(), classes=len(self._counts), ratio=round(ratio, 2))
+            yield note(self._summary(), where=self._where, classes=len(self._counts), ratio=round(ratio, 2))
         elif self._compensated:
             yield note(
                 f"{self._summary()}: {ratio:.3g} : 1, which the loss compensates for by its weights",
+                where=self._where,
                 ratio=ratio,
             )
         else:
@@ -124,6 +204,7 @@ class _Judge:
             yield warn(
                 f"{self._name(largest)} outnumbers {self._name(smallest)} {ratio:.3g} : 1 ({most:,} and {least:,} of "
                 f"{self._seen}){always if self._labels.kind == 'classes' else ''}",
+                where=self._where,
                 hint=self._lever(),
                 ratio=ratio,
                 largest=most,
@@ -152,7 +233,7 @@ class _Judge:
         spread = f"{width} labels, on in {_percent(min(shares))} to {_percent(max(shares))} of {self._seen}"
         if not odd or self._compensated:
             weighed = "; the loss compensates for it by its weights" if odd else ""
-            yield note(spread + weighed, labels=width)
+            yield note(spread + weighed, where=self._where, labels=width)
             return
         shown = [f"{self._name(label)} is on in {on:,}" for label, on in list(odd.items())[:_SHOWN]]
         rest = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
@@ -160,6 +241,7 @@ class _Judge:
         yield warn(
             f"{', '.join(shown)}{rest} of {self._seen}: a constant answer for {'it' if one else 'them'} is almost "
             "never wrong",
+            where=self._where,
             hint=f"check how {'this label is' if one else 'these labels are'} made; if it is the nature of the task, "
             "pass `pos_weight` to the loss and judge by a metric per label",
             labels=len(odd),
@@ -170,7 +252,7 @@ class _Judge:
         only = next(iter(self._counts))
         said = f"the only class in {self._seen} is {self._name(only)}"
         if not (self._complete and self._labels.total >= 2) and self._labels.total < _MEANT:
-            yield note(f"{said}: too few to judge")
+            yield note(f"{said}: too few to judge", where=self._where)
             return
         yield from self._one_class(said)
 
@@ -181,11 +263,12 @@ class _Judge:
                 if self._use.used
                 else "the loss does not depend on it"
             )
-            yield note(f"{said}; {why}")
+            yield note(f"{said}; {why}", where=self._where)
             return
         make = warn if self._use is None and self._target.training_step is not None else fail
         yield make(
             f"{said}: a constant answer is perfect and nothing can be learned",
+            where=self._where,
             hint="look at the labels where the data set makes them: the file, the column, the filter or the mapping",
             total=self._labels.total,
         )
@@ -245,7 +328,9 @@ def _ends(counts: Mapping[Any, int]) -> tuple[tuple[Any, int], tuple[Any, int]]:
 
 
 def _names(model: torch.nn.Module, labels: Labels) -> dict[int, str]:
-    """Class names that someone gave: a config's ``id2label`` without its placeholders."""
+    """Class names that someone gave: the labels' own, or a config's ``id2label`` without its placeholders."""
+    if labels.names:
+        return {index: _quotable(name) for index, name in labels.names.items()}
     table = getattr(getattr(model, "config", None), "id2label", None)
     if not isinstance(table, Mapping):
         return {}
@@ -253,8 +338,12 @@ def _names(model: torch.nn.Module, labels: Labels) -> dict[int, str]:
     for index in labels.counts or {}:
         name = table.get(index, table.get(str(index)))
         if isinstance(name, str) and name != f"LABEL_{index}":
-            named[index] = " ".join(name.split())[:40].replace("`", "'")
+            named[index] = _quotable(name)
     return named
+
+
+def _quotable(name: str) -> str:
+    return " ".join(name.split())[:40].replace("`", "'")
 
 
 def _entities(counts: Mapping[int, int], background: int, model: torch.nn.Module) -> dict[Any, int]:

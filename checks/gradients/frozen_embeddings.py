@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
 from debugkit.batch import input_ids, named
 from debugkit.probes.batches import Batches
-from debugkit.probes.initial_state import InitialState
-from debugkit.probes.layer_spectra import adapter_parameters, is_table, unreadable
+from debugkit.probes.initial_state import FrozenState, InitialState
+from debugkit.probes.layer_spectra import adapter_parameters, is_table
 from debugkit.probes.training_step import TrainingStep
 
 _MOST_NEW_ROWS = 4096
@@ -30,7 +30,7 @@ Mark = Literal["mean", "zero", "norm"]
 def frozen_embeddings(
     target: Target,
     step: TrainingStep,
-    state: InitialState,
+    frozen: FrozenState | None,
     batches: Batches,
     *,
     max_frozen_share: Annotated[
@@ -59,7 +59,8 @@ def frozen_embeddings(
     ## Known limits
     A table whose lookup is not a call of the embedding module (`F.embedding` on a bare parameter) is not seen.
     New rows are recognised by their values: at the mean of the others, zero, or of a norm far outside theirs;
-    rows drawn at the others' scale are not. A table that was trained little from torch's default N(0, 1) can't
+    rows drawn at the others' scale are not. A table under 32 rows or 8 columns is judged by its pooled moments
+    alone, which a trained one can share, so it is a warning at most. A table that was trained little from torch's default N(0, 1) can't
     be told from a random one, so beside trained layers that is a warning. Where the rest of the body is frozen too and is not seen to be
     trained, a random table is a note: stand-ins for a pretrained model look like that.
 
@@ -78,17 +79,16 @@ def frozen_embeddings(
     }
     if not used:
         raise Unavailable("the traced step calls none of the model's embedding tables")
-    body = _Body.of(target.model, tables, state)
-    covered = _covered(target.model)
-    for name, weight in used.items():
-        if weight.requires_grad or id(weight) in covered:
-            continue
-        if unreadable(weight) is None:
-            finding = _judge(
-                target, name, weight.detach(), tables[name], state, body, batches, max_frozen_share
-            )
-            if finding is not None:
-                yield finding
+    if frozen is not None:
+        body = _Body.of(target.model, tables, frozen.layers)
+        covered = _covered(target.model)
+        for name, weight in used.items():
+            if name in frozen.tables.origins and id(weight) not in covered:
+                finding = _judge(
+                    target, name, weight.detach(), tables[name], frozen, body, batches, max_frozen_share
+                )
+                if finding is not None:
+                    yield finding
     yield _costs(target.model, used)
 
 
@@ -126,11 +126,12 @@ def _judge(
     name: str,
     weight: torch.Tensor,
     module: nn.Module,
-    state: InitialState,
+    frozen: FrozenState,
     body: _Body,
     batches: Batches,
     max_frozen_share: float,
 ) -> Finding | None:
+    state = frozen.layers
     new = _new_rows(weight, getattr(module, "padding_idx", None))
     if new is not None:
         reached, seen = _reached(new, target.tokenizer, batches, module)
@@ -144,10 +145,12 @@ def _judge(
                 "token is seen to use them",
                 where=f"{name}.weight",
             )
-    origin = state.tables.get(name, "undetermined")
+    origin = frozen.tables.origins[name]
     shape = f"[{weight.shape[0]}, {weight.shape[1]}]"
     if origin == "random":
         return _random(name, weight, state, body)
+    if origin in ("like an initialiser", "undetermined"):
+        return _small(name, weight, origin == "like an initialiser", body, max_frozen_share)
     if origin == "structured" and state.fresh and body.frozen_share <= max_frozen_share:
         return warn(
             f"`{name}` {shape} is frozen with pretrained values in a model that is otherwise fresh and trainable "
@@ -182,6 +185,26 @@ def _random(name: str, weight: torch.Tensor, state: InitialState, body: _Body) -
         rows=weight.shape[0],
         width=weight.shape[1],
         std=std,
+    )
+
+
+def _small(name: str, weight: torch.Tensor, like: bool, body: _Body, max_frozen_share: float) -> Finding:
+    values = weight.float()
+    shape = f"[{weight.shape[0]}, {weight.shape[1]}]"
+    if like and body.frozen_share <= max_frozen_share:
+        return warn(
+            f"`{name}` {shape} is frozen in a trainable model while its values are like an initialiser's (mean "
+            f"{float(values.mean()):.1e}, std {float(values.std()):.3g}): if it was never trained, what it looks up is "
+            "noise for good",
+            where=f"{name}.weight",
+            hint=f"unfreeze it (`{name}.weight.requires_grad_(True)`); if it was loaded on purpose, ignore this check",
+            rows=weight.shape[0],
+            width=weight.shape[1],
+            std=float(values.std()),
+        )
+    return note(
+        f"`{name}` {shape} is frozen, and too small to tell trained values from random ones",
+        where=f"{name}.weight",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,12 +13,15 @@ from pydantic import Field
 from torch.utils.data import DataLoader
 
 from debugkit import Finding, Target, check, fail, note, warn
-from debugkit.probes.decoded import Decoded, TokenRow
+from debugkit.probes.decoded import Decoded, TokenRow, shorter, takes
 
 _FEWEST_ROWS = 2
-_TAIL = 4
 _FEWEST_TOKENS = 32
 _MOST_TOKENS = 4096
+_FEW = 0.1
+_MOST_WORDS = 500
+_WORD = re.compile(r"\w+")
+_PIECES = re.compile(r"\w+(?:[^\S\n]*#[^\S\n]?#[^\S\n]?\w+)+")
 
 
 @check
@@ -45,8 +48,9 @@ def tokenizer_output(
     """Token ids that are not what the model's tokenizer makes of the text.
 
     The tokenizer encodes a piece of text to show what it adds around it. The rows of the first batches, without
-    their padding, are held against that: special tokens missing or doubled, no end of text, segments without
-    token types, unknown tokens, and ids that decode to a text whose own ids are different.
+    their padding, are held against that: ids that the tokenizer does not have or that decode to a text whose own ids
+    are different, special tokens missing or doubled, no end of text, segments without token types, unknown tokens,
+    and text that was tokenised before. Labels that a decoder learns to write are looked at for their end.
 
     ## Why is this bad?
     A pretrained model has learned with these tokens. Without `[CLS]` a classifier pools whatever word comes first;
@@ -69,23 +73,78 @@ def tokenizer_output(
     - https://huggingface.co/docs/transformers/chat_templating
     - https://github.com/huggingface/transformers/issues/22794
     """
-    findings = [
-        *_missing(decoded),
-        *_doubled(decoded),
-        *_endless(decoded),
-        *_segments(decoded, target.model),
-        *_unknown(decoded, max_unknown, mostly_unknown),
-    ]
-    if not findings or all(finding.level == "note" for finding in findings):
-        findings += [*_round_trip(decoded, min_recovered), *_lossy(decoded, max_lost)]
+    findings = [*_foreign(decoded, min_recovered)]
+    if not _grave(findings):
+        findings += _round_trip(decoded, min_recovered)
+    if not _grave(findings):
+        findings += _by_the_rules(decoded, target, max_unknown, mostly_unknown, min_recovered)
+    if not _grave(findings):
+        findings += _lossy(decoded, max_lost)
     yield from findings
     rows, tokens = len(decoded.rows), decoded.tokens
+    known = [index for index in decoded.rows[0].ids if decoded.codec.knows(index)]
+    beside = f" and {len(decoded.targets)} rows to write" if decoded.targets else ""
     yield note(
-        f"{rows} rows, {tokens / rows:.3g} tokens a row, {_percent(_unknown_share(decoded))} unknown; the first is "
-        f'"{excerpt(decoded.codec.decode(decoded.rows[0].ids) or "")}"',
+        f"{rows} rows{beside}, {tokens / rows:.3g} tokens a row, {_percent(_unknown_share(decoded))} unknown; the first "
+        f'is "{excerpt(decoded.codec.decode(known) or "")}"',
         rows=rows,
         tokens=tokens,
     )
+
+
+def _grave(findings: Sequence[Finding]) -> bool:
+    return any(finding.level != "note" for finding in findings)
+
+
+def _by_the_rules(
+    decoded: Decoded, target: Target, max_unknown: float, mostly_unknown: float, min_recovered: float
+) -> list[Finding]:
+    """What is wrong with rows that are this tokenizer's."""
+    return [
+        *_missing(decoded),
+        *_doubled(decoded),
+        *_endless(decoded),
+        *_endless_targets(decoded, min_recovered),
+        *_segments(decoded, target.model),
+        *_unknown(decoded, max_unknown, mostly_unknown),
+        *_tokenised_before(decoded),
+    ]
+
+
+def _foreign(decoded: Decoded, min_recovered: float) -> Iterator[Finding]:
+    """Ids that the tokenizer does not have."""
+    knows, size = decoded.codec.knows, decoded.codec.size
+    found = [(row, index) for row in decoded.rows for index in row.ids if not knows(index)]
+    if not found:
+        strange = sorted(index for index in decoded.padding if not knows(index))
+        if strange:
+            yield warn(
+                f"the padding is `{strange[0]}`, and the tokenizer has no such id: an embedding has no vector for it",
+                hint="pad the inputs with `tokenizer.pad_token_id`; only labels are padded with `-100`",
+            )
+        return
+    ids = [index for _, index in found]
+    lowest, highest = min(ids), max(ids)
+    if lowest < 0:
+        which, hint = (
+            f"negative, down to {lowest}",
+            ("pad and mask the inputs with ids of the tokenizer; `-100` is for labels only"),
+        )
+    else:
+        which, hint = (
+            f"{lowest} to {highest}",
+            ("pass the tokenizer that encoded the data, with the tokens that were added to it"),
+        )
+    said = f"{len(ids):,} of {decoded.tokens:,} token ids are {which}: the tokenizer has no such id"
+    said += f", its last one is {size - 1}" if size else ""
+    where = f"train[{found[0][0].sample}]"
+    within = lowest >= 0 and decoded.vectors is not None and highest < decoded.vectors
+    if decoded.media:
+        yield note(f"{said}; they may stand for what comes with the text", where=where, foreign=len(ids))
+    elif within and (_recovered(decoded, _some_spans(decoded.rows, decoded))[0] or 0.0) >= min_recovered:
+        yield warn(f"{said}; the rest is this tokenizer's", where=where, hint=hint, foreign=len(ids))
+    else:
+        yield fail(said, where=where, hint=hint, foreign=len(ids))
 
 
 def _missing(decoded: Decoded) -> Iterator[Finding]:
@@ -95,19 +154,22 @@ def _missing(decoded: Decoded) -> Iterator[Finding]:
         return
     prefix, suffix = decoded.habits.prefix, decoded.habits.suffix
     added = decoded.codec.added
-    lost = []
+    lost, most = [], 0
     judged = prefix and not _pad_in(decoded, prefix)
     if judged and not any(row.ids[0] in added or _holds(row, prefix) for row in decoded.rows):
         lost.append(f"{_tokens(decoded, prefix)} before")
-    whole = [row for row in decoded.rows if len(row.ids) < decoded.longest]
+    whole = shorter(decoded.rows)
     judged = suffix and len(whole) >= _FEWEST_ROWS and not _pad_in(decoded, suffix)
-    if judged and not any(row.ids[-1] in added or _holds(row, suffix) for row in whole):
+    closed = sum(row.ids[-1] in added or _holds(row, suffix) for row in whole)
+    if judged and closed <= _FEW * len(whole):
         lost.append(f"{_tokens(decoded, suffix)} after")
+        most = closed
     if not lost:
         return
-    said = f"the tokenizer puts {' and '.join(lost)} a text, and none of {len(decoded.rows)} rows has it"
+    share = f"{most or 'none'} of {len(decoded.rows)} rows {'have' if most > 1 else 'has'} it"
+    said = f"the tokenizer puts {' and '.join(lost)} a text, and {share}"
     hint = "encode with `add_special_tokens=True`, which is the default"
-    if decoded.trained:
+    if decoded.trained and not most:
         yield fail(
             f"{said}: the pretrained model never saw text like that", hint=hint, rows=len(decoded.rows)
         )
@@ -173,17 +235,64 @@ def _endless(decoded: Decoded) -> Iterator[Finding]:
     suffix_judged = decoded.habits.suffix and not _pad_in(decoded, decoded.habits.suffix)
     if eos is None or not decoded.next_token or not decoded.varied or suffix_judged:
         return
-    start = max(1, len(decoded.habits.prefix))
-    if any(not decoded.codec.added.isdisjoint(row.ids[start:][-_TAIL:]) for row in decoded.rows):
-        return
     if eos == decoded.codec.roles.get("pad") and not _ends_are_seen(decoded):
         return
-    make = fail if decoded.trained else warn
+    closed, judged = _closed(decoded.rows, decoded)
+    if not judged or closed > _FEW * judged:
+        return
+    make = fail if decoded.trained and not closed else warn
     yield make(
-        f"none of {len(decoded.rows)} rows ends with {_tokens(decoded, (eos,))}: the model never learns to stop",
+        f"{closed or 'none'} of {judged} rows {_end(closed)} with {_tokens(decoded, (eos,))}: the model never learns to "
+        "stop",
         hint="append `tokenizer.eos_token` to each text before encoding it",
-        rows=len(decoded.rows),
+        rows=judged - closed,
     )
+
+
+def _endless_targets(decoded: Decoded, min_recovered: float) -> Iterator[Finding]:
+    """Texts for a decoder to write that never end."""
+    rows, eos = decoded.targets, decoded.codec.roles.get("eos")
+    mark = decoded.habits.suffix or (() if eos is None else (eos,))
+    if not mark or _pad_in(decoded, mark) or len(shorter(rows)) <= len(rows) / 4:
+        return
+    closed, judged = _closed(rows, decoded)
+    if not judged or closed > _FEW * judged:
+        return
+    spans = _some_spans(rows, decoded)
+    if sum(map(len, spans)) < _FEWEST_TOKENS or (_recovered(decoded, spans)[0] or 0.0) < min_recovered:
+        return
+    make = fail if decoded.trained and not closed else warn
+    yield make(
+        f"{closed or 'none'} of {judged} rows of labels {_end(closed)} with {_tokens(decoded, mark)}: the model never "
+        "learns to stop",
+        hint="encode the labels with `tokenizer(text_target=...)`, which adds it"
+        if decoded.habits.suffix
+        else "append `tokenizer.eos_token` to each target before encoding it",
+        rows=judged - closed,
+    )
+
+
+def _closed(rows: Sequence[TokenRow], decoded: Decoded) -> tuple[int, int]:
+    """How many rows come to an end, and of how many: those that hold text and are shorter than the longest.
+
+    A row has an end where its last token, white space aside, is a special or an added one, and where an end of
+    text stands inside, as between the turns of a conversation.
+    """
+    codec, eos = decoded.codec, decoded.codec.roles.get("eos")
+    closed = judged = 0
+    for row in shorter(rows):
+        ids = list(row.ids)
+        while ids and codec.is_blank(ids[-1]):
+            ids.pop()
+        start = next((place for place, index in enumerate(ids) if index not in codec.added), None)
+        if start is not None:
+            judged += 1
+            closed += ids[-1] in codec.added or eos in ids[start:]
+    return closed, judged
+
+
+def _end(rows: int) -> str:
+    return "end" if rows > 1 else "ends"
 
 
 def _ends_are_seen(decoded: Decoded) -> bool:
@@ -200,7 +309,7 @@ def _ends_are_seen(decoded: Decoded) -> bool:
 
 def _segments(decoded: Decoded, model: torch.nn.Module) -> Iterator[Finding]:
     """Pairs of texts without the token types that tell them apart."""
-    if not decoded.habits.pair_types or not _takes(model, "token_type_ids"):
+    if not decoded.habits.pair_types or not takes(model.forward, "token_type_ids"):
         return
     pairs = sum(_segment_count(row, decoded) == 2 for row in decoded.rows)
     if pairs < _FEWEST_ROWS or pairs < 0.9 * len(decoded.rows):
@@ -230,6 +339,8 @@ def _unknown(decoded: Decoded, max_unknown: float, mostly_unknown: float) -> Ite
             "`vocab=`, and an unknown keyword such as `vocab_file=` leaves the vocabulary empty",
             unknown=share,
         )
+    elif _reads_anything(decoded):
+        yield note(f"{said}: the text holds it, and the tokenizer can read any other word", unknown=share)
     elif _lower_bound(share, count) > max_unknown:
         yield warn(
             f"{said}, more than {_percent(max_unknown)}: these words are the same to the model",
@@ -240,12 +351,15 @@ def _unknown(decoded: Decoded, max_unknown: float, mostly_unknown: float) -> Ite
         )
 
 
+def _reads_anything(decoded: Decoded) -> bool:
+    """Whether the tokenizer falls back on bytes, so that an unknown token stands in the text itself."""
+    ids = decoded.codec.encode("\u2603 \U0001f680 \ua66e \u732b \u0ca0 \u1300")
+    return bool(ids) and decoded.codec.roles.get("unk") not in ids
+
+
 def _round_trip(decoded: Decoded, min_recovered: float) -> Iterator[Finding]:
     """Decode the rows, encode the text again: are these the ids that the tokenizer makes?"""
-    spans: list[tuple[int, ...]] = []
-    for row in decoded.rows:
-        if sum(map(len, spans)) < _MOST_TOKENS:
-            spans += decoded.spans(row)
+    spans = _some_spans(decoded.rows, decoded)
     share, again = _recovered(decoded, spans)
     if share is None or share >= min_recovered or sum(map(len, spans)) < _FEWEST_TOKENS:
         return
@@ -261,6 +375,17 @@ def _round_trip(decoded: Decoded, min_recovered: float) -> Iterator[Finding]:
     )
 
 
+def _some_spans(rows: Sequence[TokenRow], decoded: Decoded) -> list[tuple[int, ...]]:
+    """Stretches of text from the first rows, up to a number of tokens that takes no time to decode."""
+    spans: list[tuple[int, ...]] = []
+    tokens = 0
+    for row in rows:
+        if tokens < _MOST_TOKENS:
+            spans += (found := list(decoded.spans(row, intact=True)))
+            tokens += sum(map(len, found))
+    return spans
+
+
 def _recovered(
     decoded: Decoded, spans: Sequence[tuple[int, ...]]
 ) -> tuple[float | None, list[tuple[int, ...]]]:
@@ -274,6 +399,43 @@ def _recovered(
         back.append(tuple(again))
     same = sum(sum((Counter(one) & Counter(two)).values()) for one, two in zip(spans, back, strict=True))
     return (same / total if (total := sum(map(len, spans))) else None), back
+
+
+def _tokenised_before(decoded: Decoded) -> Iterator[Finding]:
+    """Marks that tokenizers put at the border of tokens, where they are letters of the text."""
+    codec = decoded.codec
+    texts = ["\n".join(codec.decode(span) or "" for span in decoded.spans(row)) for row in decoded.rows]
+    words = [len(_WORD.findall(text)) for text in texts]
+    own = codec.decode(codec.encode("hello world, unbelievable zyxwvuq jkqxz") or ()) or ""
+    hits = {mark: [text.count(mark) for text in texts] for mark in ("\u0120", "\u2581")}
+    hits["##"] = [len(_PIECES.findall(text)) for text in texts]
+    for mark, found in hits.items():
+        rows = [row for row, count in zip(decoded.rows, found, strict=True) if count]
+        least = 0.3 if mark != "##" else 0.05
+        if (
+            mark in own
+            or sum(words) < _FEWEST_TOKENS
+            or len(rows) < len(texts) / 2
+            or sum(found) < least * sum(words)
+        ):
+            continue
+        if mark == "##" and not _are_pieces(decoded, texts):
+            continue
+        yield warn(
+            f"{len(rows)} of {len(texts)} rows hold the tokenizer mark `{mark}` as text: it was tokenised twice",
+            where=f"train[{rows[0].sample}]",
+            hint="pass the text itself to the tokenizer, not the output of `tokenizer.tokenize(text)`",
+            marks=sum(found),
+        )
+
+
+def _are_pieces(decoded: Decoded, texts: Sequence[str]) -> bool:
+    """Whether words with `##` between their parts are what the tokenizer makes of the words without; a heading is not."""
+    chains = [re.split(r"\s*#\s?#\s?", chain) for text in texts for chain in _PIECES.findall(text)][
+        :_MOST_WORDS
+    ]
+    same = sum(len(decoded.codec.encode("".join(chain)) or ()) == len(chain) for chain in chains)
+    return same > len(chains) / 2
 
 
 def _lossy(decoded: Decoded, max_lost: float) -> Iterator[Finding]:
@@ -304,13 +466,6 @@ def _segment_count(row: TokenRow, decoded: Decoded) -> int:
     if cuts and (cuts[0] == 0 or cuts[-1] + len(middle) == len(inner)):
         return 0
     return len(cuts) + 1
-
-
-def _takes(model: torch.nn.Module, name: str) -> bool:
-    try:
-        return name in inspect.signature(model.forward).parameters
-    except (TypeError, ValueError):
-        return False
 
 
 def _holds(row: TokenRow, marks: tuple[int, ...]) -> bool:

@@ -9,10 +9,23 @@ import torch
 from pydantic import Field
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.objective import Score
 from debugkit.probes.overfit import Curve, OverfitRuns
 from debugkit.probes.training_step import TrainingStep
 from debugkit.testing import blobs, mlp
+
+_SQUASHED = frozenset({"softmax", "sigmoid", "hardsigmoid"})
+_WRONG_PRODUCERS = {
+    "logits": _SQUASHED | {"relu"},
+    "binary logits": _SQUASHED | {"relu"},
+    "log-probabilities": _SQUASHED,
+}
+_REPAIRS = {
+    "maximize": ("`maximize=False`", "leave `maximize=True` out"),
+    "weight_decay": ("`weight_decay=0`", "lower `weight_decay`"),
+    "lr": ("a hundredth of the rate", "lower the learning rate"),
+}
+_REBUILD = "build the optimizer from `model.parameters()` after the last change to the model"
+_CHOICES = frozenset({"argmin", "argmax", "topk", "multinomial", "bernoulli", "sort", "argsort"})
 
 
 @check
@@ -49,7 +62,8 @@ def overfit_samples(
 
     ## Known limits
     Random labels are memorised just as well, so a pass says nothing about the labels. A run that is still
-    falling when its steps or its time end is not judged.
+    falling when its steps or its time end is not judged, and neither is one that stalls on a loss without a known
+    floor or on a discrete choice inside the model. The user's optimizer runs without gradient clipping.
 
     ## References
     - https://karpathy.github.io/2019/04/25/recipe/
@@ -57,8 +71,8 @@ def overfit_samples(
     """
     if (good := runs.memorised) is not None:
         yield note(
-            f"{runs.samples} samples memorised in {len(good.scores) - 1} steps ({good.optimizer}, "
-            f"{_from_to(good.first, good.last)})",
+            f"{_counted(runs.samples, 'sample')} memorised in {_counted(len(good.scores) - 1, 'step')} "
+            f"({good.optimizer}, {_from_to(good)})",
             steps=len(good.scores) - 1,
             loss_first=good.first.value,
             loss_last=good.last.value,
@@ -66,31 +80,21 @@ def overfit_samples(
         yield from _own(runs, good, own_rate)
         return
     best = runs.best
-    if flipped := _flipped(step, best):
+    if flipped := _flipped(runs, best):
         yield flipped
         return
-    judged = [run for run in runs.runs if run.outcome in ("stalled", "diverged")]
-    certain = len(judged) >= 2 and all(run in judged or run.best < best.best + 0.02 for run in runs.runs)
-    if not certain or (best.last.kind == "unknown" and best.best > 0.02):
-        raise Unavailable(
-            f"not judged: after {len(best.scores)} steps of {best.optimizer} the loss was still falling "
-            f"({_from_to(best.first, best.last)}); raise `overfit-runs.max-steps` or `overfit-runs.max-seconds`"
-        )
-    if runs.trainable < runs.samples * 2:
-        raise Unavailable(
-            f"not judged: {runs.trainable} trainable values can't memorise {runs.samples} samples"
-        )
-    tried = ", ".join(f"{run.optimizer.partition('lr ')[2]}" for run in runs.runs)
+    _refuse_to_judge(runs, step)
+    tried = ", ".join(run.optimizer.partition("lr ")[2] for run in runs.runs)
     message = (
-        f"{runs.samples} samples can't be memorised: AdamW stalls at {_state(best)} (learning rates {tried}), "
-        f"{_compared(best)}"
+        f"{_counted(runs.samples, 'sample')} can't be memorised: AdamW stalls at {_state(best)} (learning rates "
+        f"{tried}), {_compared(best)}"
     )
     measured: dict[str, Any] = {
         "progress": best.best,
         "loss_first": best.first.value,
         "loss_last": best.last.value,
     }
-    location = next((call.location for call in step.loss_calls if call.connected), None)
+    location = runs.call[1] if runs.call else None
     if best.best < stuck:
         yield fail(message, location=location, hint=_hint(best), **measured)
     elif best.best < half_way:
@@ -99,58 +103,155 @@ def overfit_samples(
         yield note(message, location=location, **measured)
 
 
+def _refuse_to_judge(runs: OverfitRuns, step: TrainingStep) -> None:
+    """Raise ``Unavailable`` where a run that did not memorise the samples proves nothing, or proves it twice."""
+    best, last = runs.best, runs.best.last
+    if _misfed(step):
+        raise Unavailable(
+            f"not judged: AdamW stalls at {_state(best)}, where a loss got the wrong kind of input; see `logits-vs-probs`"
+        )
+    judged = [run for run in runs.runs if run.outcome in ("stalled", "diverged")]
+    cut_short = any(run.outcome == "out of time" for run in runs.runs)
+    if len(judged) < 2 or cut_short or any(r.best >= best.best + 0.02 for r in runs.runs if r not in judged):
+        unbounded = last.kind == "unknown" and last.value < min(0, best.first.value) and not cut_short
+        raise Unavailable(
+            f"not judged: the loss was still falling after {_counted(len(best.scores), 'step')} of "
+            f"{best.optimizer} ({_from_to(best)}); "
+            + (
+                "no floor of this loss is known"
+                if unbounded
+                else "raise `overfit-runs.max-steps` or `overfit-runs.max-seconds`"
+            )
+        )
+    if last.kind == "unknown" and best.best > 0.02:
+        raise Unavailable(
+            f"not judged: AdamW stalls at a loss of {last.value:.3g} ({_from_to(best)}), and no floor of this loss "
+            "is known"
+        )
+    if last.kind == "classes" and last.constant_errors - runs.unavoidable < max(2, 0.01 * last.counted):
+        raise Unavailable(
+            f"not judged: a constant answer gets all but {last.constant_errors} of {last.counted:,} targets right"
+        )
+    choice = next((cut for cut in step.cuts if cut.op in _CHOICES and cut.module is not None), None)
+    if choice is not None and best.best > 0.05:
+        raise Unavailable(
+            f"not judged: AdamW stalls at {_state(best)}, which a discrete choice in the model (`{choice.op}`"
+            f"{f', {choice.location}' if choice.location else ''}) can cause"
+        )
+    if runs.trainable < runs.samples * 2:
+        raise Unavailable(
+            f"not judged: {runs.trainable} trainable values can't memorise {_counted(runs.samples, 'sample')}"
+        )
+
+
+def _misfed(step: TrainingStep) -> bool:
+    """Whether a loss gets probabilities where it expects logits, or raw scores for log-probabilities."""
+    for call in step.loss_calls:
+        if call.connected and (wrong := _WRONG_PRODUCERS.get(call.expects)):
+            squashed = call.producers and all(producer.op in wrong for producer in call.producers)
+            if squashed or (call.expects == "log-probabilities" and call.input.maximum > 1e-3):
+                return True
+    return bool(step.double_softmax)
+
+
 def _own(runs: OverfitRuns, good: Curve, own_rate: float) -> Iterator[Finding]:
-    own = runs.own
-    held = f"it holds {runs.covered} of {runs.tensors} trainable tensors"
-    if own is None or own.outcome == "memorised":
-        if own is not None:
-            yield note(f"your {own.optimizer} memorises them in {len(own.scores) - 1} steps")
+    own, repair = runs.own, runs.repair
+    if runs.covered is None:
         return
-    if own.outcome == "diverged":
+    held = f"it holds {runs.covered} of {_counted(runs.tensors, 'trainable tensor')}"
+    if runs.covered == 0:
         yield warn(
-            f"your {own.optimizer} diverges on the same {runs.samples} samples after {len(own.scores)} steps, where "
+            f"your optimizer holds none of the model's {_counted(runs.tensors, 'trainable tensor')}: its steps train "
+            "nothing",
+            where="optimizer",
+            hint=_REBUILD,
+        )
+        return
+    if own is None:
+        yield note(f"your optimizer was not tried: {runs.refusal}")
+        return
+    name, steps = f"your {own.optimizer}", len(own.scores)
+    reached = f"{name} goes {_from_to(own)} in {_counted(steps, 'step')}; {held}"
+    if own.outcome == "memorised":
+        yield note(f"{name} memorises them in {_counted(steps - 1, 'step')}; {held}")
+    elif own.outcome == "learning":
+        yield note(reached)
+    elif repair is not None and repair.setting == "clip":
+        yield note(f"{reached}; with gradients clipped to a norm of 1 it learns")
+    elif repair is not None:
+        changed, hint = _REPAIRS[repair.setting]
+        yield warn(
+            f"{name} {_failed(own)} on {_counted(runs.samples, 'sample')} ({_from_to(own)} in {_counted(steps, 'step')}); "
+            f"with {changed} it learns ({_from_to(repair.curve)} in "
+            f"{_counted(len(repair.curve.scores), 'step')})",
+            where="optimizer",
+            hint=hint,
+            steps=steps,
+        )
+    elif own.outcome == "diverged":
+        yield warn(
+            f"{name} diverges on the same {_counted(runs.samples, 'sample')} after {_counted(steps, 'step')}, where "
             f"{good.optimizer} memorises them",
             where="optimizer",
             hint="lower the learning rate",
         )
-        return
+    elif steps < 20:
+        yield note(f"{reached}: too few to judge; raise `overfit-runs.own-seconds`")
+    else:
+        yield _judge_own(runs, good, own, own_rate) or note(reached)
+
+
+def _failed(own: Curve) -> str:
+    if own.outcome == "diverged":
+        return "diverges"
+    return (
+        "raises the loss" if own.last.value > own.first.value else "ends no better than a constant prediction"
+    )
+
+
+def _judge_own(runs: OverfitRuns, good: Curve, own: Curve, own_rate: float) -> Finding | None:
     steps = len(own.scores)
-    if steps < 20:
-        return
-    reached = _mean(own.progress[-max(1, steps // 10) :]) - own.progress[0]
-    level = _mean([score.value for score in own.scores[-max(1, steps // 10) :]])
+    ending = max(1, steps // 10)
+    reached = _mean(own.progress[-ending:]) - own.progress[0]
+    level = _mean([score.value for score in own.scores[-ending:]])
     lowered = (own.first.value - level) / max(abs(own.first.value), 1e-12)
     gained = max(reached, lowered)
     middle = _mean([score.value for score in own.scores[steps // 3 : 2 * steps // 3]])
-    risen = level > 1.2 * own.first.value
+    risen = lowered < -0.2
     flat = (middle - level) < 0.01 * abs(own.first.value)
-    if gained * 100 / steps < own_rate or (risen and flat):
-        told = "raises the loss" if risen else "does not lower the loss"
-        yield warn(
-            f"your {own.optimizer} {told} on {runs.samples} samples in {steps} steps ({_from_to(own.first, own.last)}), "
-            f"where {good.optimizer} memorises them in {len(good.scores) - 1}; {held}",
-            where="optimizer",
-            hint="lower the learning rate"
-            if risen
-            else "check the learning rate and schedule, and build the optimizer from `model.parameters()` after the "
-            "last change to the model",
-            steps=steps,
-            gained=gained,
-        )
-    else:
-        yield note(f"your {own.optimizer} goes {_from_to(own.first, own.last)} in {steps} steps; {held}")
+    if gained * 100 / steps >= own_rate and not (risen and flat):
+        return None
+    told = "raises the loss" if risen else "does not lower the loss"
+    return warn(
+        f"your {own.optimizer} {told} on {_counted(runs.samples, 'sample')} in {_counted(steps, 'step')} "
+        f"({_from_to(own)}), where {good.optimizer} memorises them in {len(good.scores) - 1}; it holds {runs.covered} "
+        f"of {_counted(runs.tensors, 'trainable tensor')}",
+        where="optimizer",
+        hint="lower the learning rate" if risen else f"check the learning rate and schedule, and {_REBUILD}",
+        steps=steps,
+        gained=gained,
+    )
 
 
-def _flipped(step: TrainingStep, run: Curve) -> Finding | None:
-    """The whole loss falls while the loss call in it rises: a minus sign."""
+def _flipped(runs: OverfitRuns, run: Curve) -> Finding | None:
+    """What is minimised is the negative of a loss."""
     first, last = run.first, run.last
+    if runs.lowers_likelihood and last.loss < first.loss:
+        return fail(
+            f"the loss is the log-likelihood of the labels and training lowers it from {first.loss:.3g} to "
+            f"{last.loss:.3g}: its minus is missing",
+            location=runs.call[1] if runs.call else None,
+            hint="minimise the negative log-likelihood, or use `cross_entropy`",
+            loss_first=first.loss,
+            loss_last=last.loss,
+        )
     if last.kind == "unknown" or not (last.loss < first.loss and last.value > 1.5 * first.value > 0):
         return None
-    call = next((call for call in step.loss_calls if call.connected), None)
+    name, location = runs.call or ("the loss", None)
     return fail(
-        f"training raises `{call.name if call else 'the loss'}` from {first.value:.3g} to {last.value:.3g} while the "
-        f"loss that is minimised falls to {last.loss:.3g}: its sign is flipped",
-        location=call.location if call else None,
+        f"training raises `{name}` from {first.value:.3g} to {last.value:.3g} while the loss that is minimised falls "
+        f"to {last.loss:.3g}: its sign is flipped",
+        location=location,
         hint="minimise the loss itself, not its negative",
         loss_first=first.value,
         loss_last=last.value,
@@ -160,7 +261,7 @@ def _flipped(step: TrainingStep, run: Curve) -> Finding | None:
 def _state(run: Curve) -> str:
     last = run.last
     if last.kind == "classes":
-        return f"{last.errors} wrong of {last.counted} and a loss of {last.value:.3g}"
+        return f"{last.errors:,} wrong of {last.counted:,} and a loss of {last.value:.3g}"
     return f"a loss of {last.value:.3g}"
 
 
@@ -174,13 +275,19 @@ def _compared(run: Curve) -> str:
 
 
 def _hint(run: Curve) -> str:
-    if run.best < 0.05 and run.last.kind != "unknown":
+    last = run.last
+    constant = run.best < 0.05 and last.kind != "unknown" and not last.value > 1.05 * last.constant_value
+    if constant:
         return "the prediction does not depend on the input: follow one sample through `forward` and the loss"
     return "check that the output can reach the targets (activation, scale) and that every layer is used"
 
 
-def _from_to(first: Score, last: Score) -> str:
-    return f"loss {first.value:.3g} → {last.value:.3g}"
+def _from_to(run: Curve) -> str:
+    return f"loss {run.first.value:.3g} → {run.last.value:.3g}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _mean(values: object) -> float:

@@ -14,6 +14,7 @@ from pydantic import Field
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
 from debugkit.probes.initial_state import CLEAR_MAJORITY, InitialState
 from debugkit.probes.layer_spectra import LayerSpectra, LayerSpectrum
+from debugkit.probes.stuck_layers import StuckLayers
 from debugkit.testing import blobs
 
 _FEWEST_PEERS = 3
@@ -27,6 +28,7 @@ def alpha_outliers(
     target: Target,
     spectra: LayerSpectra,
     state: InitialState,
+    stuck: StuckLayers | None,
     *,
     max_alpha: Annotated[
         float,
@@ -69,7 +71,7 @@ def alpha_outliers(
     - https://arxiv.org/abs/0706.1062
     - https://doi.org/10.1214/aos/1009210544
     """
-    dead = list(_dead(target, spectra, state))
+    dead = list(_dead(target, spectra, state, stuck))
     judged = spectra.judged
     if not judged and not dead:
         raise Unavailable(_nothing(spectra))
@@ -86,7 +88,9 @@ def alpha_outliers(
         yield from _outliers(judged)
 
 
-def _dead(target: Target, spectra: LayerSpectra, state: InitialState) -> Iterator[Finding]:
+def _dead(
+    target: Target, spectra: LayerSpectra, state: InitialState, stuck: StuckLayers | None
+) -> Iterator[Finding]:
     for layer in spectra.layers:
         if not layer.finite:
             yield fail(
@@ -95,14 +99,22 @@ def _dead(target: Target, spectra: LayerSpectra, state: InitialState) -> Iterato
                 hint="go back to the last checkpoint without it, and find the step at which it appeared",
             )
         elif layer.zero:
-            will_train = _training_ahead(target) and layer.trainable
-            make = note if will_train or state.fresh else fail
+            for_good = stuck is not None and layer.parameter in stuck.parameters
+            will_train = _training_ahead(target) and layer.trainable and not for_good
+            make = note if will_train or (state.fresh and not for_good) else fail
+            until = ""
+            if for_good:
+                until = ", and its gradient is zero on every batch, so it stays zero"
+            elif make is note:
+                until = " until it is trained"
             yield make(
                 f"`{layer.parameter}`{_part(layer)} {list(layer.shape)} is all zero: it passes nothing on"
-                + (" until it is trained" if make is note else ""),
+                f"{until}",
                 where=layer.parameter,
                 hint=None
                 if make is note
+                else "initialise it at random; zero only the last layer of a residual branch, without a ReLU behind it"
+                if for_good
                 else "look whether the checkpoint holds this layer under another name",
             )
         elif layer.collapsed:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 
-from debugkit.batch import input_ids, named, split
+from debugkit.batch import input_ids, named, split, tensors
 from debugkit.codec import Codec, Habits
 from debugkit.errors import Unavailable
 from debugkit.evidence import Cost
@@ -20,6 +21,7 @@ _MOST_ROWS = 256
 _MOST_VECTORS = 1024
 _FEWEST = 8
 _STRUCTURE = 1.3
+_AS_INPUTS = 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,9 @@ class Decoded:
 
     Attributes:
         rows: rows that are not empty.
+        targets: the labels, where they are texts of their own that a decoder learns to write.
+        padding: ids at the places that a mask leaves out.
+        media: whether images, sound or the like come with the ids, which may then stand for them.
         codec: the tokenizer.
         habits: what it adds around text.
         exact: whether it is certain where rows begin and end: padding is marked by a mask, or by an id that
@@ -54,16 +59,21 @@ class Decoded:
         next_token: whether the labels are the ids themselves, as for a causal language model.
         sequence_labels: whether there is one label per row (classification, similarity, regression).
         trained: whether the input embedding holds trained rather than freshly drawn vectors; ``None`` without one.
+        vectors: the number of vectors in the input embedding; ``None`` without one.
     """
 
     cost: ClassVar[Cost] = "data"
     rows: tuple[TokenRow, ...] = field(repr=False)
+    targets: tuple[TokenRow, ...] = field(repr=False)
+    padding: frozenset[int]
+    media: bool
     codec: Codec
     habits: Habits
     exact: bool
     next_token: bool
     sequence_labels: bool
     trained: bool | None
+    vectors: int | None
 
     @staticmethod
     def collect(target: Target, batches: Batches) -> Decoded:
@@ -83,24 +93,31 @@ class Decoded:
         texts = [text for _, ids in found[:1] if (text := codec.decode(_bare(ids[0], codec)[:16]))]
         habits = codec.habits(texts)
         rows: list[TokenRow] = []
+        padding: set[int] = set()
         exact, first = True, 0
         for batch, ids in found:
             mask = _mask(batch, ids)
             exact &= mask is not None or not _pad_is_ambiguous(codec, habits)
+            padding.update(() if mask is None else ids[~mask].unique().tolist())
             rows += _rows(batch, ids, mask, codec, habits, first)
             first += len(ids)
         if not rows:
             raise Unavailable("every row of token ids is empty or padding only")
         rows = rows[:_MOST_ROWS]
         labels = [as_tensor(split(batch)[1]) for batch, _ in found]
+        embedding = _embedding(target.model, 0)
         return Decoded(
             rows=tuple(rows),
+            targets=tuple(_target_rows(target.model, found, rows, codec, habits)),
+            padding=frozenset(padding),
+            media=any(t.is_floating_point() and t.ndim > 2 for batch, _ in found for _, t in tensors(batch)),
             codec=codec,
             habits=habits,
             exact=exact,
             next_token=all(_same(label, ids) for label, (_, ids) in zip(labels, found, strict=True)),
             sequence_labels=all(label is not None and label.numel() == len(label) for label in labels),
             trained=embedding_is_trained(target.model, max(max(row.ids) for row in rows)),
+            vectors=None if embedding is None else embedding.shape[0],
         )
 
     @property
@@ -111,23 +128,36 @@ class Decoded:
     @property
     def varied(self) -> bool:
         """Whether rows differ in length, as texts do and equal pieces of a longer text do not."""
-        return sum(len(row.ids) < self.longest for row in self.rows) > len(self.rows) / 4
+        return len(shorter(self.rows)) > len(self.rows) / 4
 
     @property
     def longest(self) -> int:
         """The length of the longest row, without padding."""
         return max(len(row.ids) for row in self.rows)
 
-    def spans(self, row: TokenRow) -> Iterator[tuple[int, ...]]:
-        """The stretches of a row between special tokens."""
+    def spans(self, row: TokenRow, *, intact: bool = False) -> Iterator[tuple[int, ...]]:
+        """The stretches of a row between special tokens and ids that the tokenizer does not have.
+
+        Args:
+            row: the row.
+            intact: leave out stretches next to an unknown token, which may have torn a word.
+        """
+        unknown = self.codec.roles.get("unk")
         span: list[int] = []
+        torn = False
         for index in (*row.ids, None):
-            if index is None or index in self.codec.added:
-                if span:
-                    yield tuple(span)
-                span = []
-            else:
+            if index is not None and index not in self.codec.added and self.codec.knows(index):
                 span.append(index)
+                continue
+            if span and not (intact and (torn or (index is not None and index == unknown))):
+                yield tuple(span)
+            span, torn = [], index is not None and index == unknown
+
+
+def shorter(rows: Sequence[TokenRow]) -> list[TokenRow]:
+    """The rows that are shorter than the longest, and so were not cut where it may have been."""
+    longest = max((len(row.ids) for row in rows), default=0)
+    return [row for row in rows if len(row.ids) < longest]
 
 
 def embedding_is_trained(model: torch.nn.Module, largest: int = 0) -> bool | None:
@@ -234,6 +264,54 @@ def _pad_is_ambiguous(codec: Codec, habits: Habits) -> bool:
 
 def _bare(row: torch.Tensor, codec: Codec) -> list[int]:
     return [index for index in row.tolist() if index not in codec.added]
+
+
+def _target_rows(
+    model: torch.nn.Module,
+    found: Sequence[tuple[Any, torch.Tensor]],
+    rows: Sequence[TokenRow],
+    codec: Codec,
+    habits: Habits,
+) -> list[TokenRow]:
+    """Labels that are rows of ids with a length of their own, for a model that has a decoder to write them."""
+    if not _has_decoder(model) and all(named(batch, "decoder_input_ids") is None for batch, _ in found):
+        return []
+    ignored = {IGNORED} if _pad_is_ambiguous(codec, habits) else {IGNORED, codec.roles.get("pad")}
+    targets: list[TokenRow] = []
+    beside, first = True, 0
+    for batch, ids in found:
+        labels = as_tensor(split(batch)[1])
+        if labels is None or labels.ndim != 2 or len(labels) != len(ids) or not _is_integer(labels):
+            return []
+        beside &= labels.shape == ids.shape
+        for number, row in enumerate(labels.tolist()):
+            places = [place for place, index in enumerate(row) if index not in ignored]
+            if places:
+                inner = tuple(row[places[0] : places[-1] + 1])
+                targets.append(TokenRow(first + number, inner, len(row)))
+        first += len(ids)
+    if any(min(row.ids) < 0 for row in targets):
+        return []
+    lengths = {row.sample: len(row.ids) for row in rows}
+    alike = sum(0 <= lengths.get(row.sample, -1) - len(row.ids) <= 2 for row in targets)
+    return [] if beside and alike >= _AS_INPUTS * len(targets) else targets[:_MOST_ROWS]
+
+
+def _has_decoder(model: torch.nn.Module) -> bool:
+    kinds = {type(module) for module in model.modules()}
+    return any(takes(kind.forward, "decoder_input_ids") for kind in kinds)
+
+
+def takes(function: Any, name: str) -> bool:
+    """Whether a function has a parameter of this name."""
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_integer(labels: torch.Tensor) -> bool:
+    return not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool
 
 
 def _texts(batch: Any, rows: int) -> list[str] | None:

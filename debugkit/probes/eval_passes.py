@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from debugkit.batch import fresh, tensors
+from debugkit.dropout import HandMadeDropout, bound, drops
 from debugkit.errors import Broken, Unavailable, one_line
 from debugkit.evidence import Cost
 from debugkit.probes.training_step import TrainingStep, marks
 from debugkit.program import Program
-from debugkit.sandbox import Sandbox, seed_everything
+from debugkit.sandbox import Sandbox, same_bits, seed_everything
 from debugkit.source import user_location
 from debugkit.target import Target
 
-DROPOUTS = frozenset(
-    {
-        F.dropout,
-        F.dropout1d,
-        F.dropout2d,
-        F.dropout3d,
-        F.alpha_dropout,
-        F.feature_alpha_dropout,
-        torch.dropout,
-        torch.dropout_,
-    }
-)
 _SAMPLING = frozenset(
     [
         "rand",
@@ -50,8 +38,6 @@ _SAMPLING = frozenset(
         "bernoulli_",
         "exponential_",
         "gumbel_softmax",
-        "rrelu",
-        "rrelu_",
     ]
 )
 
@@ -62,12 +48,13 @@ class RandomCall:
 
     Attributes:
         op: such as ``dropout`` or ``randn_like``.
-        dropout: whether it drops activations; otherwise it samples.
+        kind: ``dropout`` for what torch turns off in eval mode, ``by hand`` for a scaled random mask, ``sample``
+            for the rest.
         location: the user's source line.
     """
 
     op: str
-    dropout: bool
+    kind: Literal["dropout", "by hand", "sample"]
     location: str | None
 
 
@@ -75,11 +62,17 @@ class RandomCall:
 class EvalPasses:
     """Two forward passes of the model in eval mode on the inputs of the traced step.
 
+    All passes run under the same watch: torch takes its fused paths only without one, and those give other
+    values at padded positions.
+
     Attributes:
         gap: the largest difference between the outputs, relative to their standard deviation.
         tolerance: the gap that rounding explains at the outputs' precision.
         repeats: whether two passes from the same seed agree (``True`` when all passes agree).
         random_calls: random operations seen in eval mode.
+        batch_statistics: buffer and source line of each batch normalisation that was given running statistics
+            and used, and updated them with, the batch's own.
+        moved_buffers: floating-point buffers that the second pass changed.
         still_training: modules that stay in train mode after ``model.eval()``, by dotted name.
         mode_matters: whether the outputs in train mode differ from those in eval mode.
     """
@@ -89,6 +82,8 @@ class EvalPasses:
     tolerance: float
     repeats: bool
     random_calls: tuple[RandomCall, ...]
+    batch_statistics: tuple[tuple[str, str | None], ...]
+    moved_buffers: tuple[str, ...]
     still_training: tuple[str, ...]
     mode_matters: bool
 
@@ -106,11 +101,11 @@ class EvalPasses:
         with sandbox.probe():
             target.model.eval()
             still = tuple(name for name, module in target.model.named_modules() if module.training)
-            with torch.no_grad(), Program(target).precision():
-                watch = _RandomWatch()
-                with watch:
-                    first = _outputs(target, args, kwargs, seed=0)
+            with torch.no_grad(), Program(target).precision(), _Watch(target.model) as watch:
+                first = _outputs(target, args, kwargs, seed=0)
+                before = _float_buffers(target.model)
                 second = _outputs(target, args, kwargs, seed=1)
+                moved = _moved(before, dict(target.model.named_buffers()))
                 gap, tolerance = _gap(first, second)
                 repeats = True
                 if gap > tolerance:
@@ -120,15 +115,20 @@ class EvalPasses:
             tolerance=tolerance,
             repeats=repeats,
             random_calls=tuple(dict.fromkeys(watch.calls)),
+            batch_statistics=tuple(watch.batch_statistics.items()),
+            moved_buffers=moved,
             still_training=still,
             mode_matters=_differ(step.output_marks, marks(first)),
         )
 
 
-class _RandomWatch(TorchFunctionMode):
-    def __init__(self) -> None:
+class _Watch(TorchFunctionMode):
+    def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.calls: list[RandomCall] = []
+        self.batch_statistics: dict[str, str | None] = {}
+        self._buffers = {id(buffer): name for name, buffer in model.named_buffers()}
+        self._masks = HandMadeDropout()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -136,32 +136,21 @@ class _RandomWatch(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if drops(func, args, kwargs):
-            self.calls.append(RandomCall(name.rstrip("_"), True, user_location(outer=True)))
+            self._note(name, "dropout")
         elif name in _SAMPLING:
-            self.calls.append(RandomCall(name.rstrip("_"), False, user_location(outer=True)))
-        return func(*args, **kwargs)
+            self._note(name, "sample")
+        elif func is F.batch_norm:
+            given = bound(func, args, kwargs)
+            buffer = self._buffers.get(id(given["running_mean"]))
+            if given["training"] and buffer is not None:
+                self.batch_statistics.setdefault(buffer, user_location(outer=True))
+        result = func(*args, **kwargs)
+        if self._masks.sees(name, args, result):
+            self._note("dropout", "by hand")
+        return result
 
-
-def drops(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call of a torch function drops activations."""
-    if func in DROPOUTS:
-        given = _bound(func, args, kwargs)
-        return bool(given.get("training", given.get("train", True))) and float(given.get("p", 0.5)) > 0
-    if func is F.scaled_dot_product_attention:
-        return float(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)) > 0
-    if func is F.multi_head_attention_forward:
-        given = _bound(func, args, kwargs)
-        return bool(given["training"]) and float(given["dropout_p"]) > 0
-    return False
-
-
-def _bound(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        bound = inspect.signature(func).bind(*args, **kwargs)
-    except ValueError:  # a builtin: torch.dropout(input, p, train)
-        return dict(zip(("input", "p", "train"), args, strict=False)) | dict(kwargs)
-    bound.apply_defaults()
-    return dict(bound.arguments)
+    def _note(self, name: str, kind: Literal["dropout", "by hand", "sample"]) -> None:
+        self.calls.append(RandomCall(name.rstrip("_"), kind, user_location(outer=True)))
 
 
 def _outputs(target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> Any:
@@ -171,6 +160,18 @@ def _outputs(target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], seed
         return target.model(*args, **kwargs)
     except Exception as error:
         raise Broken(f"the model raised in eval mode: {one_line(error)}") from error
+
+
+def _float_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {n: b.detach().clone() for n, b in model.named_buffers() if b.is_floating_point()}
+
+
+def _moved(before: dict[str, torch.Tensor], now: dict[str, torch.Tensor]) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name, buffer in before.items()
+        if name in now and now[name].shape == buffer.shape and not same_bits(now[name], buffer)
+    )
 
 
 def _floats(outputs: Any) -> Iterator[torch.Tensor]:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
 from debugkit.batch import size
 from debugkit.evidence import Cost
-from debugkit.labels import IGNORED, LabelReader, Labels
+from debugkit.labels import IGNORED, LabelReader, Labels, are_named, countable, joined, tensors_by_path
 from debugkit.probes.stream import TrainStream
 from debugkit.target import Target
 
 _SPREAD = 256
+
+Origin = Literal["given", "named", "pair", "last"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,11 @@ class Samples:
         labels: the labels of the scanned samples.
         spread: the labels of samples drawn from the whole data set, read where the loader goes
             through it in storage order and was not read to its end: its beginning need not be like the rest.
+        origin: how it is known what the labels are. ``given``: they go to ``loss_fn``, or to the model under
+            their name. Otherwise the step may do anything with a batch: ``named`` labels have a usual name,
+            those of a ``pair`` are its second part, and the ``last`` part of anything else is a guess.
+        candidates: unless the labels are given: the labels that each tensor of whole numbers would be,
+            by its place in the batch.
     """
 
     cost: ClassVar[Cost] = "data"
@@ -37,6 +44,8 @@ class Samples:
     complete: bool
     labels: Labels
     spread: Labels | None = None
+    origin: Origin = "given"
+    candidates: Mapping[str, Labels] = field(default_factory=dict)
 
     @staticmethod
     def collect(
@@ -53,7 +62,8 @@ class Samples:
         """
         ignored = _ignored(target)
         end = time.monotonic() + max_seconds
-        reader = LabelReader(ignored)
+        origin = _origin(target, stream.prefix(1)[0])
+        reader = _Readers(ignored, origin)
         scanned = batches = 0
         for batch in stream.batches(max_seconds):
             reader.add(batch)
@@ -62,18 +72,61 @@ class Samples:
             if scanned >= max_samples:
                 break
         complete = stream.finished or batches == _length(target.train_loader)
-        spread = None
+        spread, candidates = None, reader.candidates()
         if not complete:
-            further = LabelReader(ignored)
+            further = _Readers(ignored, origin)
             for batch in _spread_batches(target.train_loader, end):
                 further.add(batch)
-                spread = further.read()
-        return Samples(scanned, complete, reader.read(), spread)
+                spread = further.labels()
+            candidates |= further.candidates()
+        return Samples(scanned, complete, reader.labels(), spread, origin, candidates)
 
     @property
     def representative(self) -> Labels:
         """The labels to judge the data set by."""
         return self.labels if self.spread is None else self.spread
+
+
+class _Readers:
+    """One reader for the labels, and one for each other tensor that could be them."""
+
+    def __init__(self, ignored: frozenset[int], origin: Origin) -> None:
+        self._ignored = ignored
+        self._origin = origin
+        self._reader = LabelReader(ignored)
+        self._others: dict[str, LabelReader] = {}
+        self._begun = False
+
+    def add(self, batch: Any) -> None:
+        self._reader.add(batch)
+        if self._origin == "given":
+            return
+        found = tensors_by_path(batch)
+        if not self._begun:
+            self._others = {path: LabelReader(self._ignored) for path in found if countable(found[path])}
+            self._begun = True
+        for path in self._others.keys() & found.keys():
+            rest = {other: each[0] for other, each in found.items() if other != path and len(each) == 1}
+            self._others[path].add_labels(joined(found[path]), rest, _ids(rest))
+
+    def labels(self) -> Labels:
+        return self._reader.read()
+
+    def candidates(self) -> dict[str, Labels]:
+        return {path: reader.read() for path, reader in self._others.items()}
+
+
+def _ids(rest: Mapping[str, Any]) -> Any:
+    found = [t for t in rest.values() if t.ndim == 2 and not t.is_floating_point() and not t.is_complex()]
+    return rest.get("batch.input_ids", found[0] if found else None)
+
+
+def _origin(target: Target, batch: Any) -> Origin:
+    if target.training_step is None and (target.loss_fn is not None or are_named(batch)):
+        return "given"
+    if are_named(batch):
+        return "named"
+    return "pair" if isinstance(batch, (tuple, list)) and len(batch) == 2 else "last"
 
 
 def _ignored(target: Target) -> frozenset[int]:

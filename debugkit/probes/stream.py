@@ -32,6 +32,7 @@ class TrainStream:
     cost: ClassVar[Cost] = "data"
 
     def __init__(self, loader: Iterable[Any], timeout: float) -> None:
+        self._loaders = [*_loaders(loader)]
         self._timeout = timeout
         self._prefix: list[Any] = []
         self._read = 0
@@ -95,12 +96,15 @@ class TrainStream:
 
     def close(self) -> None:
         """Let go of the loader's iterator and its workers."""
-        self._iterator = iter(())
+        self._loaders, self._iterator = [], iter(())
 
     def _begin(self, loader: Iterable[Any]) -> Iterator[Any]:
         self._single = isinstance(loader, Dataset)
         try:
-            with _time_limit(self._timeout, "`train_loader` could not be opened"), _own_workers(loader):
+            with (
+                _time_limit(self._timeout, "`train_loader` could not be opened"),
+                _own_workers(self._loaders),
+            ):
                 return iter(loader)
         except Broken:
             raise
@@ -111,7 +115,8 @@ class TrainStream:
         if self._failure is not None or self._finished:
             return None
         try:
-            with _time_limit(self._timeout, f"`train_loader` gave no batch {self._read}"):
+            late = f"`train_loader` gave no batch {self._read}"
+            with _time_limit(self._timeout, late), _own_workers(self._loaders):
                 batch = next(self._iterator)
         except StopIteration:
             self._finished = True
@@ -148,16 +153,29 @@ def _is_one_sample(batch: Any) -> bool:
 
 
 @contextmanager
-def _own_workers(loader: Any) -> Iterator[None]:
-    """Open a loader with persistent workers without disturbing, or becoming, the iterator that it keeps."""
-    if not isinstance(loader, DataLoader):
-        yield
-        return
-    kept, loader._iterator = loader._iterator, None
+def _own_workers(loaders: Iterable[Any]) -> Iterator[None]:
+    """Read loaders with persistent workers without disturbing, or becoming, the iterators that they keep.
+
+    A wrapper may open the loader inside it as late as at the first batch.
+    """
+    kept = [(loader, loader._iterator) for loader in loaders]
+    for loader, _ in kept:
+        loader._iterator = None
     try:
         yield
     finally:
-        loader._iterator = kept
+        for loader, iterator in kept:
+            loader._iterator = iterator
+
+
+def _loaders(loader: Any, depth: int = 3) -> Iterator[Any]:
+    """The loaders that keep an iterator of their own, in wrappers too."""
+    attributes = getattr(loader, "__dict__", {})
+    if isinstance(loader, DataLoader) and "_iterator" in attributes:
+        yield loader
+    elif depth:
+        for value in attributes.values():
+            yield from _loaders(value, depth - 1)
 
 
 class _Expired(BaseException):

@@ -9,14 +9,18 @@ from debugkit.terminal import printable
 
 
 def render(report: Report) -> str:
-    """``place: level check: message`` per finding that counts and per check that could not be completed."""
+    """``place: level check: message`` per finding that counts and per check that could not be completed.
+
+    The place is ``file.py:12`` where one is known, else the target and the name inside it.
+    """
     return "".join(printable(line) + "\n" for line in _lines(report))
 
 
 def _lines(report: Report) -> Iterator[str]:
     for result in report.results:
         for finding in result.active:
-            place = finding.location or finding.where or report.target
+            within = f"{report.target} `{finding.where}`" if finding.where else report.target
+            place = finding.location or within
             yield f"{place}: {finding.level} {result.check}: {finding.message}"
         if result.status == "error":
             yield f"{report.target}: error {result.check}: {result.reason}"

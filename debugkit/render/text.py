@@ -163,8 +163,11 @@ def _summary(report: Report, fail_on: FailOn | None) -> Text:
             parts.append(Text(f"{counts[status]} {word}", style))  # type: ignore[index]
     if report.suppressed:
         parts.append(Text(f"{report.suppressed} suppressed", _QUIET))
-    text = Text(", ").join(parts) if parts else Text("no check was planned", "bold")
-    text.append(f" in {report.seconds:.1f} s", _QUIET)
+    text = Text(", ").join(parts)
+    if report.results:
+        text.append(f" in {report.seconds:.1f} s", _QUIET)
+    else:
+        text = Text("every check was left out, so there was nothing to do", "bold")
     if fail_on is not None:
         text.append(f" · {_meaning(report, fail_on)}", _QUIET)
     elif report.interrupted:

@@ -32,7 +32,7 @@ def spectra_of(model: nn.Module, **options: Any) -> LayerSpectra:
 
 
 def state_of(model: nn.Module) -> InitialState:
-    return InitialState.collect(Target(model), spectra_of(model))
+    return InitialState.collect(spectra_of(model))
 
 
 def graver(result: Result) -> list[tuple[str, str | None]]:
@@ -238,6 +238,29 @@ def test_zeros_before_training_are_a_note() -> None:
     assert judge(Target(model, blobs())).status == "pass"
     model[5].weight.requires_grad_(False)  # type: ignore[union-attr]
     assert judge(Target(model, blobs())).status == "fail"
+
+
+def test_zeros_that_get_no_gradient_fail() -> None:
+    class Block(nn.Module):
+        def __init__(self, relu: bool) -> None:
+            super().__init__()
+            self.stem, self.branch, self.head = nn.Linear(8, 128), nn.Linear(128, 128), nn.Linear(128, 2)
+            self.relu = relu
+            nn.init.zeros_(self.branch.weight)
+            nn.init.zeros_(self.branch.bias)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            branch = self.branch(x)
+            return self.head(x + (branch.relu() if self.relu else branch))  # type: ignore[no-any-return]
+
+    def step(model: nn.Module, batch: Any) -> torch.Tensor:
+        raise RuntimeError("shape mismatch")
+
+    assert graver(judge(Target(Block(True), blobs(), nn.CrossEntropyLoss()))) == [("fail", "branch.weight")]
+    assert graver(judge(Target(Block(False), blobs(), nn.CrossEntropyLoss()))) == []
+    assert judge(Target(Block(True), blobs(), training_step=step)).status == "pass"
+    assert judge(Target(Block(True), blobs(), nn.CrossEntropyLoss()), max_cost="static").status == "pass"
 
 
 def test_fused_and_gated_matrices_are_split() -> None:

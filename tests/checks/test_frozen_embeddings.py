@@ -315,3 +315,63 @@ def test_origin_of_trained_tables(minilm: Any) -> None:
     assert origin_of(embeddings.token_type_embeddings.weight) == "undetermined"
     assert origin_of(glove()) == "structured"
     assert origin_of(torch.full((40, 8), float("nan"))) == "undetermined"
+
+
+SMALL = [(5, 8), (3, 16), (16, 32), (100, 4), (2, 384)]
+
+
+@pytest.mark.parametrize("shape", SMALL)
+def test_origin_of_small_tables_that_are_random(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    draws = [nn.init.normal_(torch.empty(shape), std=std) for std in (1.0, 0.02) for _ in range(20)]
+    if shape[0] * shape[1] >= 256:
+        draws += [nn.init.uniform_(torch.empty(shape), -0.1, 0.1) for _ in range(20)]
+    found = [origin_of(table) for table in draws]
+    assert found.count("like an initialiser") >= 0.9 * len(found)
+
+
+@pytest.mark.parametrize("shape", SMALL)
+def test_origin_of_small_tables_that_are_not(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    for _ in range(20):
+        assert origin_of(0.3 * torch.randn(shape)) == "undetermined"
+        assert origin_of(torch.randn(shape) + 1) == "undetermined"
+
+
+def test_origin_of_small_codes() -> None:
+    assert origin_of(torch.eye(6)) == "deterministic"
+    assert origin_of(torch.eye(5, 40)) == "deterministic"
+    assert origin_of(torch.tensor([[-1.0], [1.0]]).repeat(4, 8)) == "deterministic"
+
+
+def test_small_table_frozen_with_other_values_is_noted() -> None:
+    class Kinds(nn.Module):
+        def __init__(self, table: torch.Tensor) -> None:
+            super().__init__()
+            self.kinds = nn.Embedding.from_pretrained(table)
+            self.head = nn.Linear(table.shape[1], 2)
+
+        def forward(self, kinds: torch.Tensor) -> torch.Tensor:
+            return self.head(self.kinds(kinds))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    labels = torch.arange(64) % 2
+    data = DataLoader(TensorDataset(labels + 2 * torch.randint(2, (64,)), labels), batch_size=8)
+    for table, level in ((0.3 * torch.randn(5, 8) + 0.2, []), (torch.randn(5, 8), ["warn"])):
+        result = judge(Target(Kinds(table), data, nn.CrossEntropyLoss()))
+        assert levels(result) == level
+        assert result.findings[0].where == "kinds.weight"
+    model = Kinds(torch.randn(5, 8))
+    model.head.requires_grad_(False)
+    model.head.bias.requires_grad_(True)
+    assert levels(judge(Target(model, data, nn.CrossEntropyLoss()))) == []
+
+
+def test_spectra_are_spared_where_nothing_is_frozen() -> None:
+    model = nn.Sequential(nn.Embedding(50, 8), nn.Flatten(), nn.Linear(32, 2))
+    data = DataLoader(TensorDataset(torch.randint(50, (32, 4)), torch.arange(32) % 2), batch_size=8)
+    report = debugkit.run(Target(model, data, nn.CrossEntropyLoss()), select="frozen-embeddings", config={})
+    assert "layer-spectra" not in report.evidence_seconds
+    model[0].requires_grad_(False)
+    report = debugkit.run(Target(model, data, nn.CrossEntropyLoss()), select="frozen-embeddings", config={})
+    assert "layer-spectra" in report.evidence_seconds

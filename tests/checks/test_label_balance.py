@@ -248,3 +248,124 @@ def test_nothing_to_count_is_a_skip(batch: Any) -> None:
 
 def test_continuous_targets_are_a_skip() -> None:
     assert judge(Target(classifier(1), loader(torch.randn(100, 1)), torch.nn.MSELoss())).status == "skip"
+
+
+def columns(*tensors: torch.Tensor) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*tensors), batch_size=16, shuffle=True)
+
+
+def said(result: Result) -> list[tuple[str, str | None]]:
+    return [(finding.level, finding.where) for finding in result.findings]
+
+
+def test_the_label_is_what_the_loss_takes_as_its_classes() -> None:
+    x, y, flag = torch.randn(400, 4), counted(200, 200), counted(396, 4)
+    target = Target(classifier(), columns(x, y, flag), training_step=plain_step)
+    assert said(judge(target)) == [("note", "batch[1]")]
+    skewed = Target(classifier(), columns(x, flag, y), training_step=plain_step)
+    assert said(judge(skewed)) == [("warn", "batch[1]")]
+    assert judge(skewed, max_cost="data").status == "pass"
+
+
+@pytest.mark.parametrize(
+    "to_target",
+    [
+        lambda y: y + 0,
+        lambda y: (y + 1).view(-1, 1).squeeze(1) - 1,
+        lambda y: F.one_hot(y, 2).float() * 0.9 + 0.05,
+        lambda y: y.int().to(torch.int64)[:],
+    ],
+)
+def test_labels_are_followed_through_casts_shapes_and_shifts(to_target: Any) -> None:
+    def step(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        return F.cross_entropy(model(batch[0]), to_target(batch[1]))
+
+    x, y = torch.randn(400, 4), counted(396, 4)
+    target = Target(classifier(), columns(x, y, counted(200, 200)), training_step=step)
+    assert said(judge(target)) == [("warn", "batch[1]")]
+
+
+def test_labels_behind_their_own_mask() -> None:
+    def step(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        x, y, _ = batch
+        kept = y != -100
+        return F.cross_entropy(model(x)[kept], y[kept])
+
+    y = counted(396, 8)
+    y[400:] = -100
+    target = Target(classifier(), columns(torch.randn(404, 4), y, counted(202, 202)), training_step=step)
+    assert said(judge(target)) == [("warn", "batch[1]")]
+
+
+def test_what_is_looked_up_in_the_model_is_no_label() -> None:
+    class Conditional(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.condition = torch.nn.Embedding(2, 4)
+
+        def forward(self, x: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+            return x + self.condition(group)
+
+    def step(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        return (model(*batch) - batch[0]).square().mean()
+
+    target = Target(Conditional(), columns(torch.randn(400, 4), counted(396, 4)), training_step=step)
+    assert judge(target).status == "pass"
+
+
+def test_flags_of_a_regression_are_no_classes() -> None:
+    def step(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        x, reward, done = batch
+        return F.smooth_l1_loss(model(x).squeeze(1), reward + 0.9 * (1 - done))
+
+    data = columns(torch.randn(400, 4), torch.randn(400), counted(396, 4).float())
+    result = judge(Target(classifier(1), data, training_step=step))
+    assert result.status == "skip"
+    assert "continuous" in str(result.reason)
+
+
+def test_two_labels_are_judged_each() -> None:
+    def step(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        x, one, other = batch
+        return F.cross_entropy(model(x), one) + F.cross_entropy(model(x), other)
+
+    data = columns(torch.randn(400, 4), counted(200, 200), counted(396, 4))
+    result = judge(Target(classifier(), data, training_step=step))
+    assert said(result) == [("note", "batch[1]"), ("warn", "batch[2]")]
+
+
+def test_labels_in_mappings_per_sample() -> None:
+    rows = [(torch.randn(4), {"labels": label[None]}) for label in counted(96, 4)]
+    data = DataLoader(rows, batch_size=20, collate_fn=lambda batch: tuple(zip(*batch, strict=True)))  # type: ignore[arg-type]
+
+    def step(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        x, targets = batch
+        return F.cross_entropy(model(torch.stack(x)), torch.cat([one["labels"] for one in targets]))
+
+    result = judge(Target(classifier(), data, training_step=step))
+    assert said(result) == [("warn", "batch[1][].labels")]
+    assert "100 objects" in result.findings[0].message
+
+
+def test_target_tokens_of_the_inputs_vocabulary_are_noted() -> None:
+    shares = 1 / torch.arange(1, 31).float() ** 1.5
+    ids = torch.multinomial(shares.expand(160, -1), 8, replacement=True)
+    data = DataLoader(TensorDataset(ids, (ids * 7 + 3) % 30), batch_size=16)
+    result = judge(Target(Tagger(30), data, CE))
+    assert result.status == "pass"
+    assert "tokens to generate" in result.findings[0].message
+
+
+def test_texts_are_classes_where_they_recur() -> None:
+    def rows(texts: list[str]) -> DataLoader[Any]:
+        return DataLoader([(torch.randn(4), text) for text in texts], batch_size=16)  # type: ignore[arg-type]
+
+    def step(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        x, texts = batch
+        return F.cross_entropy(model(x), torch.tensor([int(text == "spam") for text in texts]))
+
+    result = judge(Target(classifier(), rows(["ham"] * 198 + ["spam"] * 2), training_step=step))
+    assert result.status == "warn"
+    assert "`ham` outnumbers `spam` 99 : 1" in result.findings[0].message
+    captions = judge(Target(classifier(), rows([f"caption {i}" for i in range(64)]), training_step=step))
+    assert captions.status == "skip"

@@ -38,6 +38,7 @@ def test_jsonl_has_a_line_per_result(report: Report) -> None:
 def test_concise_has_a_line_per_finding(report: Report) -> None:
     lines = render(report, "concise").splitlines()
     assert "train.py:41: fail logits-vs-probs: `cross_entropy` expects" in "\n".join(lines)
+    assert any(line.startswith("run [unused1] `train[3]`: fail text-quality: ") for line in lines)
     assert lines[-1] == "run [unused1]: error overfit: the check crashed: ValueError: no"
     assert len(lines) == 2 + 1 + 9 + 1
     assert not any("\x1b" in line for line in lines)

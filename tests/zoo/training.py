@@ -103,3 +103,77 @@ def optimizer_built_before_the_head_was_replaced(broken: bool) -> Target:
     held = [*parameters[:2], *model[2].parameters()] if broken else model.parameters()
     optimizer = torch.optim.SGD(held, lr=1e-7 if broken else 1e-2)
     return Target(model, blobs(), nn.CrossEntropyLoss(), optimizer=optimizer)
+
+
+@pair("overfit-samples", source=DEEPCHECKER)
+def a_map_that_ignores_the_image(broken: bool) -> Target:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 1))
+
+        def forward(self, x):
+            return self.body(x.mean((0, 2, 3), keepdim=True).expand_as(x) if broken else x)
+
+    x = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(TensorDataset(x, (x > 1).float()), batch_size=16, shuffle=True)
+    model = Net()
+    return Target(model, loader, nn.BCEWithLogitsLoss(), optimizer=torch.optim.Adam(model.parameters(), 1e-2))
+
+
+@pair("overfit-samples", source=DEEPCHECKER, where="its minus is missing")
+def log_likelihood_without_its_minus(broken: bool) -> Target:
+    def loss(logits, y):
+        likelihood = logits.log_softmax(-1).gather(1, y[:, None]).mean()
+        return likelihood if broken else -likelihood
+
+    return Target(mlp(), blobs(), loss)
+
+
+@pair("overfit-samples", source=DEEPCHECKER, where="training.py")
+def the_scored_loss_is_the_place(broken: bool) -> Target:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.aux = mlp(), nn.Linear(8, 1)
+
+        def forward(self, x):
+            return self.body(x * 0 if broken else x), F.mse_loss(self.aux(x), x[:, :1])
+
+    return Target(Net(), blobs(), lambda o, y: F.cross_entropy(o[0], y) + 0.01 * o[1])
+
+
+@pair(
+    "overfit-samples",
+    level="warn",
+    source="https://discuss.pytorch.org/t/84911",
+    where="none of the model's 2 trainable tensors",
+)
+def optimizer_that_trains_nothing(broken: bool) -> Target:
+    model = mlp()
+    model[0].requires_grad_(False)
+    before = list(model.parameters())
+    model[2] = nn.Linear(32, 2)
+    optimizer = torch.optim.Adam(before if broken else model.parameters(), 1e-2)
+    return Target(model, blobs(), nn.CrossEntropyLoss(), optimizer=optimizer)
+
+
+@pair("overfit-samples", level="warn", source=DEEPCHECKER, where="weight_decay=0")
+def weight_decay_that_wins(broken: bool) -> Target:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, weight_decay=5.0 if broken else 1e-4)
+    return Target(model, blobs(), nn.CrossEntropyLoss(), optimizer=optimizer)
+
+
+@pair("overfit-samples", level="warn", source=DEEPCHECKER, where="maximize=False")
+def optimizer_that_climbs(broken: bool) -> Target:
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, maximize=broken)
+    return Target(model, blobs(), nn.CrossEntropyLoss(), optimizer=optimizer)
+
+
+@pair("overfit-samples", level="warn", source=DEEPCHECKER, where="a hundredth of the rate")
+def adam_far_too_fast(broken: bool) -> Target:
+    model = nn.Sequential(mlp(classes=32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    optimizer = torch.optim.Adam(model.parameters(), lr=5.0 if broken else 2e-3)
+    return Target(model, blobs(classes=4), nn.CrossEntropyLoss(), optimizer=optimizer)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from debugkit.errors import UsageError, nearest
+from debugkit.errors import UsageError, nearest, with_article
 
 PRECISIONS: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -109,4 +109,4 @@ class Target:
 def _kind(value: object) -> str:
     if isinstance(value, type):
         return f"the class `{value.__name__}`"
-    return f"a `{type(value).__name__}`"
+    return with_article(type(value).__name__)

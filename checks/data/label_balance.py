@@ -19,6 +19,7 @@ from debugkit.testing import blobs, mlp
 
 _RISK = 0.01
 _MEANT = 64
+_TAGS_VARY = 10
 _PER_CLASS = 3
 _SHOWN = 4
 
@@ -190,7 +191,8 @@ class _Judge:
             return
         (largest, most), (smallest, least) = _ends(counts)
         ratio = most / least
-        if self._at_least(most, least, len(counts)) <= self._max_ratio:
+        allowed = self._max_ratio * (_TAGS_VARY if self._labels.kind == "tags" else 1)
+        if self._at_least(most, least, len(counts)) <= allowed:
             yield note(self._summary(), where=self._where, classes=len(self._counts), ratio=round(ratio, 2))
         elif self._compensated:
             yield note(

@@ -269,11 +269,10 @@ def _zero(model: torch.nn.Module, step: TrainingStep, gradients: Gradients) -> I
 
 
 def _is_shift(model: torch.nn.Module, gradients: Gradients, name: str) -> bool:
-    """Whether a bias has a zero gradient while the weight beside it has one: a shift that the loss cancels."""
-    module, _, leaf = name.rpartition(".")
-    beside = f"{module}.weight" if module else "weight"
-    weighted = any(other == beside for other, _ in model.named_parameters())
-    return leaf == "bias" and weighted and beside not in (*gradients.zero, *gradients.missing)
+    """Whether a bias has a zero gradient while a weight beside it has one: a shift that the loss cancels."""
+    module, dot, leaf = name.rpartition(".")
+    beside = {other for other, _ in model.named_parameters() if other.startswith(module + dot)} - {name}
+    return leaf == "bias" and bool(beside - {*gradients.zero, *gradients.missing})
 
 
 def _constant_output(step: TrainingStep) -> bool:

@@ -354,7 +354,7 @@ def _unknown(decoded: Decoded, max_unknown: float, mostly_unknown: float) -> Ite
 def _reads_anything(decoded: Decoded) -> bool:
     """Whether the tokenizer falls back on bytes, so that an unknown token stands in the text itself."""
     ids = decoded.codec.encode("\u2603 \U0001f680 \ua66e \u732b \u0ca0 \u1300")
-    return bool(ids) and decoded.codec.roles.get("unk") not in ids
+    return ids is not None and bool(ids) and decoded.codec.roles.get("unk") not in ids
 
 
 def _round_trip(decoded: Decoded, min_recovered: float) -> Iterator[Finding]:

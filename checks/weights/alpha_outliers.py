@@ -100,13 +100,16 @@ def _dead(
             )
         elif layer.zero:
             for_good = stuck is not None and layer.parameter in stuck.parameters
-            will_train = _training_ahead(target) and layer.trainable and not for_good
+            alone = _trained_peers(layer, state, spectra) is not None
+            will_train = _training_ahead(target) and layer.trainable and not for_good and not alone
             make = note if will_train or (state.fresh and not for_good) else fail
             until = ""
             if for_good:
                 until = ", and its gradient is zero on every batch, so it stays zero"
             elif make is note:
                 until = " until it is trained"
+            elif alone:
+                until = ", while the layers of the same place in other blocks are trained"
             yield make(
                 f"`{layer.parameter}`{_part(layer)} {list(layer.shape)} is all zero: it passes nothing on"
                 f"{until}",
@@ -156,11 +159,8 @@ def _summary(spectra: LayerSpectra, state: InitialState) -> Finding:
 
 
 def _untrained(target: Target, layer: LayerSpectrum, state: InitialState, spectra: LayerSpectra) -> Finding:
-    same_role = [other for other in spectra.judged if other.role == layer.role]
-    peers = [state.state(other) for other in same_role if other is not layer]
-    later = [state.state(other) for other in same_role[same_role.index(layer) + 1 :]]
-    trained_peers = peers.count("trained")
-    odd = trained_peers >= max(_FEWEST_PEERS, CLEAR_MAJORITY * len(peers)) and "trained" in later
+    peers = _trained_peers(layer, state, spectra)
+    odd = peers is not None
     looks = "orthogonal" if layer.orthogonal else "noise"
     if _training_ahead(target) and layer.trainable and not odd:
         return note(
@@ -170,7 +170,7 @@ def _untrained(target: Target, layer: LayerSpectrum, state: InitialState, spectr
             **_measured(layer),
         )
     beside = (
-        f"{trained_peers} of {len(peers)} layers of the same place in other blocks are trained"
+        f"{peers} layers of the same place in other blocks are trained"
         if odd
         else f"{state.count('trained')} of {state.determined} layers of the model are trained"
     )
@@ -186,6 +186,20 @@ def _untrained(target: Target, layer: LayerSpectrum, state: InitialState, spectr
         hint="look whether it was loaded and is reached by the loss; do not read its output before it is trained",
         **_measured(layer),
     )
+
+
+def _trained_peers(layer: LayerSpectrum, state: InitialState, spectra: LayerSpectra) -> str | None:
+    """``7 of 8`` when most layers of the same place in other blocks, one of them later, are trained."""
+    same_role = [
+        other for other in spectra.layers if other.role == layer.role and (other.judged or other is layer)
+    ]
+    position = next(index for index, other in enumerate(same_role) if other is layer)
+    peers = [state.state(other) for other in same_role if other is not layer]
+    later = [state.state(other) for other in same_role[position + 1 :]]
+    trained = peers.count("trained")
+    if trained >= max(_FEWEST_PEERS, CLEAR_MAJORITY * len(peers)) and "trained" in later:
+        return f"{trained} of {len(peers)}"
+    return None
 
 
 def _weak_tail(layer: LayerSpectrum, max_alpha: float, min_sigmas: float) -> bool:

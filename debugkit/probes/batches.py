@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from debugkit.batch import size
 from debugkit.evidence import Cost
-from debugkit.probes.stream import KEPT_BATCHES, TrainStream
+from debugkit.probes.stream import TrainStream
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,7 +15,7 @@ class Batches:
     """The first batches as the loader yields them (on the loader's device).
 
     Attributes:
-        items: one to four batches.
+        items: up to four batches, or as many as it takes to hold 16 samples.
     """
 
     cost: ClassVar[Cost] = "data"
@@ -24,7 +24,7 @@ class Batches:
     @staticmethod
     def collect(stream: TrainStream) -> Batches:
         """Read the first batches."""
-        return Batches(tuple(stream.prefix(KEPT_BATCHES)))
+        return Batches(tuple(stream.prefix()))
 
     @property
     def first(self) -> Any:

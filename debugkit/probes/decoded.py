@@ -98,7 +98,7 @@ class Decoded:
         for batch, ids in found:
             mask = _mask(batch, ids)
             exact &= mask is not None or not _pad_is_ambiguous(codec, habits)
-            padding.update(() if mask is None else ids[~mask].unique().tolist())
+            padding.update(() if mask is None else ids[~mask].tolist())
             rows += _rows(batch, ids, mask, codec, habits, first)
             first += len(ids)
         if not rows:

@@ -10,7 +10,7 @@ import torch
 
 from debugkit.evidence import Cost
 from debugkit.probes.batches import Batches
-from debugkit.probes.training_step import TrainingStep, backward, gradients_of, run_step
+from debugkit.probes.training_step import Gradient, TrainingStep, backward, gradients_of, run_step
 from debugkit.sandbox import Sandbox, seed_everything
 from debugkit.target import Target
 from debugkit.trace import record
@@ -23,7 +23,7 @@ class Gradients:
     The traced step is the first look. Only while something is missing or zero, up to two more batches are run
     with other seeds. Parameters that are zero throughout and do get a gradient (LoRA's B, a zero-initialised
     head) are nudged away from zero there, as the first optimizer step would, since they hide the gradients of
-    everything behind them.
+    everything behind them. A third batch follows where that woke further zero parameters.
 
     Attributes:
         batches: how many backward passes were looked at.
@@ -53,8 +53,8 @@ class Gradients:
         doubtful = step.has_graph and any(g.missing or g.zero for g in step.gradients.values())
         blank = _blank_parameters(target.model) if doubtful else {}
         sandbox.protect(blank.values())
-        for turn in (1, 2):
-            if not doubtful:
+        for turn in (1, 2, 3):
+            if not doubtful or (turn == 3 and not _woken(blank, looks)):
                 break
             with sandbox.probe():
                 if not sandbox.training[""]:
@@ -101,6 +101,11 @@ def _blank_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
         and not p.is_meta
         and not bool(p.detach().any())
     }
+
+
+def _woken(blank: Mapping[str, torch.nn.Parameter], looks: Sequence[Mapping[str, Gradient]]) -> bool:
+    """Whether the last look gave a zero parameter its first gradient."""
+    return any(looks[-1][name].alive and not any(look[name].alive for look in looks[:-1]) for name in blank)
 
 
 def _nudge(parameters: list[torch.nn.Parameter]) -> None:

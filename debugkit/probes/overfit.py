@@ -313,8 +313,8 @@ class _Trial:
             if change in ("maximize", "weight_decay") and change in group:
                 group[change] = False if change == "maximize" else 0.0
         rates = sorted({peak for _, peak in kept})
-        shown = f", lr {rates[0]:g}" if rates[-1] else ""
-        shown += f" to {rates[-1]:g}" if len(rates) > 1 else ""
+        rated = any(group.get("lr") is not None for group, _ in kept)
+        shown = f", lr {' to '.join(f'{rate:g}' for rate in sorted({rates[0], rates[-1]}))}" if rated else ""
         warms_up = any(peak > 2 * float(group.get("lr") or 0.0) for group, peak in kept)
         return self.run(
             f"{type(original).__name__}{shown}",

@@ -20,6 +20,7 @@ from debugkit.sandbox import Sandbox
 from debugkit.target import Target
 
 KEPT_BATCHES = 4
+KEPT_SAMPLES = 16
 
 
 class TrainStream:
@@ -36,6 +37,7 @@ class TrainStream:
         self._timeout = timeout
         self._prefix: list[Any] = []
         self._read = 0
+        self._kept = 0
         self._failure: Broken | None = None
         self._finished = False
         self._iterator = self._begin(loader)
@@ -62,13 +64,13 @@ class TrainStream:
             )
         return TrainStream(target.train_loader, timeout)
 
-    def prefix(self, count: int) -> list[Any]:
-        """The first batches, at most ``count`` (up to :data:`KEPT_BATCHES`).
+    def prefix(self, count: int = KEPT_SAMPLES) -> list[Any]:
+        """The first batches, at most ``count`` of :data:`KEPT_BATCHES`, or more until they hold 16 samples.
 
         Raises:
             Broken: not even one batch could be read.
         """
-        while len(self._prefix) < min(count, KEPT_BATCHES) and self._read == len(self._prefix):
+        while len(self._prefix) < count and self._keeps() and self._read == len(self._prefix):
             if not self._advance():
                 break
         if not self._prefix:
@@ -81,7 +83,7 @@ class TrainStream:
         Raises:
             Broken: the loader raised, or gave nothing at all.
         """
-        self.prefix(KEPT_BATCHES)
+        self.prefix()
         end = time.monotonic() + seconds
         yield from self._prefix
         while time.monotonic() < end and (batch := self._advance()) is not None:
@@ -108,7 +110,7 @@ class TrainStream:
                 return iter(loader)
         except Broken:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise Broken(f"`train_loader` can't be iterated: {one_line(error)}") from error
 
     def _advance(self) -> tuple[Any] | None:
@@ -124,7 +126,7 @@ class TrainStream:
         except Broken as error:
             self._failure = error
             return None
-        except Exception as error:
+        except (Exception, SystemExit, GeneratorExit) as error:
             self._failure = Broken(
                 f"`train_loader` raised at batch {self._read} (counting from 0): {one_line(error)}"
             )
@@ -139,9 +141,13 @@ class TrainStream:
             )
             return None
         self._read += 1
-        if len(self._prefix) < KEPT_BATCHES:
+        if self._keeps():
             self._prefix.append(batch)
+            self._kept += size(batch) or KEPT_SAMPLES
         return (batch,)
+
+    def _keeps(self) -> bool:
+        return len(self._prefix) < KEPT_BATCHES or self._kept < KEPT_SAMPLES
 
 
 def _is_one_sample(batch: Any) -> bool:

@@ -207,7 +207,12 @@ def _trace(target: Target, batch: Any) -> TrainingStep:
     modes = {name: module.training for name, module in model.named_modules()}
     before = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     with record(model) as recorder:
-        outcome = run_step(target, batch)
+        try:
+            outcome = run_step(target, batch)
+        except Broken as error:
+            if recorder.module:
+                raise Broken(f"{error} (in `{recorder.module}`)") from error
+            raise
     loss = outcome.loss
     output_marks = marks(recorder.root_output)
     after = {name: module.training for name, module in model.named_modules()}

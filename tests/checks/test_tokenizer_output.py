@@ -25,6 +25,8 @@ from transformers import (  # noqa: E402  # noqa: E402
     BertTokenizerFast,
     LlamaConfig,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 TEXTS = [
@@ -367,3 +369,151 @@ def test_without_a_tokenizer_or_ids() -> None:
     result = judge(torch.nn.Linear(2, 2), [torch.randn(4, 2)], gpt2())
     assert result.status == "skip"
     assert "no token ids" in str(result.reason)
+
+
+def marked(template: str) -> tuple[Any, list[list[int]]]:
+    tokenizer = byte_level(eos_token="</s>", pad_token="<pad>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|bot|>"]})
+    answers = ["yes", "no", "no milk", "spam"]
+    rows = [template.format(q=text, a=answers[place % 4]) for place, text in enumerate(TEXTS)]
+    return tokenizer, encoded(tokenizer, rows)
+
+
+@pytest.mark.parametrize(
+    ("template", "status"),
+    [
+        ("<|user|>{q}<|bot|>{a}", "fail"),
+        ("<|user|>{q}<|bot|>{a}\n", "fail"),
+        ("<|user|>{q}<|bot|>{a}</s>\n", "pass"),
+        ("<|user|>{q}<|bot|>{a}<|user|>", "pass"),
+        ("<|user|>{q}<|bot|>{a}</s><|user|>and then", "pass"),
+    ],
+)
+def test_a_special_token_near_the_end_is_no_end(template: str, status: str) -> None:
+    tokenizer, rows = marked(template)
+    assert judge(causal(tokenizer, True), [padded(tokenizer, rows, "tokens")], tokenizer).status == status
+
+
+def test_one_row_with_an_end_among_many_without() -> None:
+    rows = encoded(llama(), [f"{text} {n}" for n, text in enumerate(4 * TEXTS)])
+    rows[3].append(llama().eos_token_id)
+    result = judge(causal(llama(), True), [padded(llama(), rows, "tokens")], llama())
+    assert result.status == "warn"
+    assert "1 of" in message(result)
+    half = [row if n % 2 else [*row, llama().eos_token_id] for n, row in enumerate(rows)]
+    assert judge(causal(llama(), True), [padded(llama(), half, "tokens")], llama()).status == "pass"
+
+
+@cache
+def translator() -> Any:
+    config = T5Config(
+        vocab_size=len(unigram()), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0
+    )
+    return T5ForConditionalGeneration(config)
+
+
+def translated(targets: list[list[int]], fill: int = -100, width: int = 0) -> dict[str, Any]:
+    batch = padded(unigram(), encoded(unigram(), TEXTS[::-1]))
+    longest = max(width, *map(len, targets))
+    labels = torch.tensor([row + [fill] * (longest - len(row)) for row in targets])
+    return {**batch, "labels": labels}
+
+
+@pytest.mark.parametrize("fill", [-100, 0])
+def test_targets_of_a_decoder_need_an_end(fill: int) -> None:
+    bare = encoded(unigram(), add_special_tokens=False)
+    result = judge(translator(), [translated(bare, fill)], unigram())
+    assert result.status == "warn"
+    assert "rows of labels" in message(result)
+    assert judge(translator(), [translated(encoded(unigram()), fill)], unigram()).status == "pass"
+
+
+def test_targets_padded_to_the_width_of_the_inputs() -> None:
+    width = max(map(len, encoded(unigram())))
+    bare = encoded(unigram(), add_special_tokens=False)
+    batch = translated(bare, width=width)
+    assert batch["labels"].shape == batch["input_ids"].shape
+    assert judge(translator(), [batch], unigram()).status == "warn"
+
+
+def test_targets_cut_at_one_length() -> None:
+    bare = [row[:6] for row in encoded(unigram(), add_special_tokens=False)]
+    assert judge(translator(), [translated(bare)], unigram()).status == "pass"
+
+
+def test_labels_per_token_are_no_text() -> None:
+    inputs = encoded(unigram(), TEXTS[::-1])
+    tags = [[5 + place % 3 for place in range(len(row) - 1)] for row in inputs]
+    width = max(map(len, inputs))
+    assert judge(translator(), [translated(tags, width=width)], unigram()).status == "pass"
+    tags = [[3 + place % 3 if place % 2 else -100 for place in range(len(row))] for row in inputs]
+    assert judge(translator(), [translated(tags)], unigram()).status == "pass"
+
+
+def test_targets_of_another_tokenizer_are_not_judged() -> None:
+    foreign = [[60 + index % 200 for index in row] for row in encoded(gpt2())]
+    assert judge(translator(), [translated(foreign)], unigram()).status == "pass"
+
+
+def test_a_wrong_tokenizer_is_the_only_thing_said() -> None:
+    rows = [[*(500 + i for i in row)] for row in encoded(gpt2())]
+    result = judge(pretrained(), [padded(bert(), rows)], bert())
+    assert [finding.level for finding in result.findings] == ["warn", "note"]
+    assert "not made by this tokenizer" in message(result)
+
+
+def step(model: Any, batch: Any) -> Any:
+    return model.get_input_embeddings().weight.mean()
+
+
+def test_ids_that_the_tokenizer_does_not_have() -> None:
+    rows = encoded(bert())
+    beyond = [[row[0], *(index + len(bert()) for index in row[1:-1]), row[-1]] for row in rows]
+    result = judge(pretrained(), [padded(bert(), beyond)], bert(), step)
+    assert result.status == "fail"
+    assert "has no such id, its last one is 30521" in message(result)
+    for tokenizer in (bert()._tokenizer, bert()):
+        batch = padded(bert(), rows)
+        batch["input_ids"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        result = judge(pretrained(), [batch], tokenizer, step)
+        assert result.status == "warn"
+        assert "the padding is `-100`" in message(result)
+        del batch["attention_mask"]
+        result = judge(pretrained(), [batch], tokenizer, step)
+        assert result.status == "fail"
+        assert "negative, down to -100" in message(result)
+
+
+def test_ids_of_tokens_that_the_model_has_and_the_tokenizer_not() -> None:
+    rows = [[*row[:-1], len(gpt2()) + 3, *row[-1:]] for row in encoded(gpt2())]
+    model = causal(gpt2())
+    model.resize_token_embeddings(len(gpt2()) + 8)
+    assert judge(model, [padded(gpt2(), rows)], gpt2(), step).status == "warn"
+    batch = padded(gpt2(), rows, pixel_values=torch.zeros(8, 3, 4, 4))
+    assert judge(model, [batch], gpt2(), step).status == "pass"
+
+
+def test_text_that_was_tokenised_before() -> None:
+    for tokenizer, model in ((bert(), pretrained()), (gpt2(), causal(gpt2()))):
+        texts = [f"{text} zyxwvuq jkqxz unbelievableness" for text in TEXTS]
+        rows = encoded(tokenizer, [" ".join(tokenizer.tokenize(text)) for text in texts])
+        result = judge(model, [padded(tokenizer, rows)], tokenizer)
+        assert result.status == "warn"
+        assert "tokenised twice" in message(result)
+        headings = [f"Intro ## {text} ## Steps to do ### More {text}" for text in TEXTS]
+        assert judge(model, [padded(tokenizer, encoded(tokenizer, headings))], tokenizer).status == "pass"
+
+
+def test_unknown_tokens_that_stand_in_the_text() -> None:
+    tokenizer = byte_level(eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+    rows = encoded(tokenizer, [f"{text} <unk> of <unk>" for text in TEXTS])
+    result = judge(causal(tokenizer), [padded(tokenizer, rows)], tokenizer)
+    assert result.status == "pass"
+    assert "the text holds it" in result.findings[0].message
+
+
+def test_bytes_that_are_marked_as_special_end_nothing() -> None:
+    tokenizer = byte_level(eos_token="</s>", pad_token="<pad>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<0x2E>"]})
+    rows = encoded(tokenizer, [f"{text}<0x2E>" for text in TEXTS])
+    assert judge(causal(tokenizer, True), [padded(tokenizer, rows, "tokens")], tokenizer).status == "fail"

@@ -265,13 +265,8 @@ def classifier_without_special_tokens(broken: bool) -> Target:
 
 @pair("tokenizer-output", level="warn", source="https://arxiv.org/abs/1910.11015", where="not made by")
 def ids_of_another_vocabulary(broken: bool) -> Target:
-    tokenizer = word_piece()
-    other = (
-        word_piece(("jackdaws love my big sphinx of quartz", "pack five dozen liquor jugs"))
-        if broken
-        else tokenizer
-    )
-    return classify(tokenizer, encoded(other, mixed()))
+    tokenizer = unigram()
+    return classify(tokenizer, encoded(word_piece() if broken else tokenizer, mixed()))
 
 
 @pair(

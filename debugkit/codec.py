@@ -41,7 +41,8 @@ class Codec:
     Attributes:
         roles: ids by role (``bos``, ``eos``, ``unk``, ``pad``, ...), those that exist.
         special: ids of special tokens.
-        added: ids of tokens that were added beside the learned vocabulary, special ones included.
+        added: ids of tokens that were added beside the learned vocabulary, special ones included
+            (but no single bytes such as `<0x0A>`, which stand for text).
         size: one more than the largest id; ``None`` where the tokenizer does not say.
     """
 
@@ -54,10 +55,10 @@ class Codec:
         }
         table = _added_tokens(tokenizer)
         marked = {index for index, token in table.items() if getattr(token, "special", False)}
-        self.special = frozenset(
-            {*_integers(getattr(tokenizer, "all_special_ids", ())), *marked, *self.roles.values()}
-        )
-        self.added = self.special | frozenset(table)
+        letters = {index for index, token in table.items() if _BYTE.fullmatch(str(token))}
+        special = {*_integers(getattr(tokenizer, "all_special_ids", ())), *marked, *self.roles.values()}
+        self.special = frozenset(special - letters)
+        self.added = frozenset((special | set(table)) - letters)
         self.size = _size(tokenizer, self.added)
         self._blank: dict[int, bool] = {}
 
@@ -161,9 +162,7 @@ def _added_tokens(tokenizer: Any) -> dict[int, Any]:
     table = getattr(tokenizer, "added_tokens_decoder", None)
     if table is None:
         table = _first(lambda: tokenizer.get_added_tokens_decoder())
-    if not isinstance(table, Mapping):
-        return {}
-    return {index: token for index, token in table.items() if not _BYTE.fullmatch(str(token))}
+    return dict(table) if isinstance(table, Mapping) else {}
 
 
 def _size(tokenizer: Any, added: Iterable[int]) -> int | None:

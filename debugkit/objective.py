@@ -122,7 +122,7 @@ class Watch(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.Tensor.backward and len(args) == 1 and not kwargs:  # else inside a custom backward
+        if func is torch.Tensor.backward and len(args) == 1 and not any(kwargs.values()):
             return self._backward(args[0])
         if func in DROPOUTS and args:
             return args[0]
@@ -142,7 +142,10 @@ class Watch(TorchFunctionMode):
         return result
 
     def _backward(self, loss: torch.Tensor) -> None:
-        """Backpropagate with the mode on: activation checkpointing runs forward again, and dropout must be off."""
+        """Backpropagate with the mode on: activation checkpointing runs forward again, and dropout must be off.
+
+        Only a plain ``loss.backward()`` comes here; one with a gradient belongs to a custom backward.
+        """
         run: Callable[..., Any] = torch.autograd.Variable._execution_engine.run_backward
         with self:
             run(

@@ -19,6 +19,7 @@ _FEWEST_ROWS = 2
 _FEWEST_TOKENS = 32
 _MOST_TOKENS = 4096
 _FEW = 0.1
+_SURELY_OWN = 0.8
 _MOST_WORDS = 500
 _WORD = re.compile(r"\w+")
 _PIECES = re.compile(r"\w+(?:[^\S\n]*#[^\S\n]?#[^\S\n]?\w+)+")
@@ -126,22 +127,18 @@ def _foreign(decoded: Decoded, min_recovered: float) -> Iterator[Finding]:
     ids = [index for _, index in found]
     lowest, highest = min(ids), max(ids)
     if lowest < 0:
-        which, hint = (
-            f"negative, down to {lowest}",
-            ("pad and mask the inputs with ids of the tokenizer; `-100` is for labels only"),
-        )
+        which = f"negative, down to {lowest}"
+        hint = "pad and mask the inputs with ids of the tokenizer; `-100` is for labels only"
     else:
-        which, hint = (
-            f"{lowest} to {highest}",
-            ("pass the tokenizer that encoded the data, with the tokens that were added to it"),
-        )
+        which = f"{lowest} to {highest}"
+        hint = "pass the tokenizer that encoded the data, with the tokens that were added to it"
     said = f"{len(ids):,} of {decoded.tokens:,} token ids are {which}: the tokenizer has no such id"
     said += f", its last one is {size - 1}" if size else ""
     where = f"train[{found[0][0].sample}]"
     within = lowest >= 0 and decoded.vectors is not None and highest < decoded.vectors
     if decoded.media:
         yield note(f"{said}; they may stand for what comes with the text", where=where, foreign=len(ids))
-    elif within and (_recovered(decoded, _some_spans(decoded.rows, decoded))[0] or 0.0) >= min_recovered:
+    elif within and _is_own(decoded, decoded.rows, min_recovered):
         yield warn(f"{said}; the rest is this tokenizer's", where=where, hint=hint, foreign=len(ids))
     else:
         yield fail(said, where=where, hint=hint, foreign=len(ids))
@@ -258,8 +255,7 @@ def _endless_targets(decoded: Decoded, min_recovered: float) -> Iterator[Finding
     closed, judged = _closed(rows, decoded)
     if not judged or closed > _FEW * judged:
         return
-    spans = _some_spans(rows, decoded)
-    if sum(map(len, spans)) < _FEWEST_TOKENS or (_recovered(decoded, spans)[0] or 0.0) < min_recovered:
+    if not _is_own(decoded, rows, min_recovered):
         return
     make = fail if decoded.trained and not closed else warn
     yield make(
@@ -373,6 +369,13 @@ def _round_trip(decoded: Decoded, min_recovered: float) -> Iterator[Finding]:
         hint="pass the tokenizer that encoded the data, and let it be the model's own",
         recovered=share,
     )
+
+
+def _is_own(decoded: Decoded, rows: Sequence[TokenRow], min_recovered: float) -> bool:
+    """Whether rows are beyond doubt made by this tokenizer."""
+    spans = _some_spans(rows, decoded)
+    share = _recovered(decoded, spans)[0] or 0.0
+    return sum(map(len, spans)) >= _FEWEST_TOKENS and share >= max(min_recovered, _SURELY_OWN)
 
 
 def _some_spans(rows: Sequence[TokenRow], decoded: Decoded) -> list[tuple[int, ...]]:

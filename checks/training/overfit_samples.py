@@ -138,9 +138,14 @@ def _refuse_to_judge(runs: OverfitRuns, step: TrainingStep) -> None:
             f"not judged: AdamW stalls at {_state(best)}, which a discrete choice in the model (`{choice.op}`"
             f"{f', {choice.location}' if choice.location else ''}) can cause"
         )
-    if runs.trainable < runs.samples * 2:
+    if runs.trainable < max(2 * runs.samples, last.counted):
         raise Unavailable(
-            f"not judged: {runs.trainable} trainable values can't memorise {_counted(runs.samples, 'sample')}"
+            f"not judged: {runs.trainable:,} trainable values can't memorise {_counted(runs.samples, 'sample')}"
+        )
+    if 2 * runs.trainable < runs.values:
+        raise Unavailable(
+            f"not judged: AdamW stalls at {_state(best)}, and only {runs.trainable:,} of {runs.values:,} values train, "
+            "which need not be enough behind a frozen body"
         )
 
 

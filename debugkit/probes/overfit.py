@@ -113,6 +113,7 @@ class OverfitRuns:
     Attributes:
         samples: how many samples are learned.
         trainable: number of trainable values in the model.
+        values: number of values in all the model's parameters.
         unavoidable: errors that no model can avoid, because identical inputs have different targets.
         runs: AdamW at one learning rate after another, until one memorises the samples.
         own: the user's optimizer settings at their peak learning rates, where one run memorised.
@@ -127,6 +128,7 @@ class OverfitRuns:
     cost: ClassVar[Cost] = "training"
     samples: int
     trainable: int
+    values: int
     unavoidable: int
     runs: tuple[Curve, ...]
     own: Curve | None
@@ -196,6 +198,7 @@ class OverfitRuns:
         return OverfitRuns(
             samples=sum(size(part) or 1 for part in parts),
             trainable=sum(p.numel() for p in parameters),
+            values=sum(p.numel() for p in target.model.parameters()),
             unavoidable=trial.unavoidable,
             runs=tuple(runs),
             own=own,

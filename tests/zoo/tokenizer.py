@@ -60,21 +60,16 @@ def byte_level(template: str | None = None, **special: Any) -> Any:
     return _trained(raw, trainer, template, special)
 
 
-def word_piece(vocabulary: tuple[str, ...] = QUESTIONS + ANSWERS, **extra: Any) -> Any:
+def word_piece(words: tuple[str, ...] = QUESTIONS + ANSWERS) -> Any:
     """WordPiece like BERT's, trained on some texts."""
-    special = {
-        "pad_token": "[PAD]",
-        "unk_token": "[UNK]",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
-        **extra,
-    }
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     raw.decoder = decoders.WordPiece()
-    names = list(dict.fromkeys(special.values()))
-    trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=names, show_progress=False)
-    return _trained(raw, trainer, "[CLS] $A [SEP]", special, vocabulary)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=120, special_tokens=list(special.values()), show_progress=False
+    )
+    return _trained(raw, trainer, "[CLS] $A [SEP]", special, words)
 
 
 def unigram() -> Any:
@@ -263,12 +258,6 @@ def classifier_without_special_tokens(broken: bool) -> Target:
     return classify(tokenizer, encoded(tokenizer, mixed(), add_special_tokens=not broken))
 
 
-@pair("tokenizer-output", level="warn", source="https://arxiv.org/abs/1910.11015", where="not made by")
-def ids_of_another_vocabulary(broken: bool) -> Target:
-    tokenizer = unigram()
-    return classify(tokenizer, encoded(word_piece() if broken else tokenizer, mixed()))
-
-
 @pair(
     "tokenizer-output",
     source="https://huggingface.co/docs/transformers/main_classes/model#transformers.PreTrainedModel.resize_token_embeddings",
@@ -281,7 +270,11 @@ def ids_beyond_the_tokenizer(broken: bool) -> Target:
     return classify(tokenizer, rows, 2 * len(tokenizer))
 
 
-@pair("tokenizer-output", source=f"{GITHUB}/huggingface/transformers/issues/22794", where="negative")
+@pair(
+    "tokenizer-output",
+    source="https://huggingface.co/docs/transformers/main_classes/data_collator",
+    where="negative",
+)
 def inputs_padded_like_labels(broken: bool) -> Target:
     tokenizer = llama()
     target = write(tokenizer, encoded(tokenizer, [f"{q} {a}</s>" for q, a in texts()]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,6 +99,33 @@ class Codec:
         )
         return text if isinstance(text, str) else None
 
+    def quote(self, ids: Sequence[int]) -> str:
+        """The text of token ids as an identifier for a message; the numbers where there is no text."""
+        return f"`{excerpt(self.decode(ids) or ' '.join(map(str, ids))).replace('`', chr(39))}`"
+
+    def recovered(self, spans: Sequence[tuple[int, ...]]) -> tuple[float | None, list[tuple[int, ...]]]:
+        """Decode stretches of text and encode them again.
+
+        Returns:
+            The share of ids that come back, in any order, and what came back; ``(None, [])`` where the tokenizer
+            can't say.
+        """
+        back = []
+        for span in spans:
+            text = self.decode(span)
+            again = self.encode(text) if text is not None else None
+            if again is None:
+                return None, []
+            back.append(tuple(again))
+        same = sum(sum((Counter(one) & Counter(two)).values()) for one, two in zip(spans, back, strict=True))
+        return (same / total if (total := sum(map(len, spans))) else None), back
+
+    @property
+    def reads_anything(self) -> bool:
+        """Whether the tokenizer falls back on bytes, so that an unknown token stands in the text itself."""
+        ids = self.encode("\u2603 \U0001f680 \ua66e \u732b \u0ca0 \u1300")
+        return ids is not None and bool(ids) and self.roles.get("unk") not in ids
+
     def habits(self, texts: Iterable[str] = ()) -> Habits:
         """What the tokenizer adds around text, learned from the first text that it encodes to something."""
         for text in (*texts, "hello world", "a"):
@@ -122,6 +150,15 @@ class Codec:
         middle = ids[before + len(bare) : len(ids) - after - len(bare)]
         types = _id_list(pair.get("token_type_ids")) or []
         return tuple(middle), any(types)
+
+
+def excerpt(text: str, length: int = 60) -> str:
+    """The beginning of a text on one line, control and invisible characters written out."""
+    line = " ".join(text[: 4 * length].split())
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "replace").decode("ascii") for c in line
+    )
+    return shown if len(shown) <= length else shown[: length - 1] + "…"
 
 
 def _first(*attempts: Callable[[], Any]) -> Any:

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from rich.text import Text
 
 from debugkit.check import Check
-from debugkit.evidence import collector, evidence_id
+from debugkit.evidence import COSTS, collector, evidence_id
+from debugkit.registry import Registry
 from debugkit.signature import describe_option
 from debugkit.terminal import Page, prose
 
@@ -47,6 +48,22 @@ def explain(check: Check, page: Page) -> None:
         'reason = "why it is right there"',
     ):
         page.line(prose(line), indent=2)
+
+
+def contents(registry: Registry, page: Page) -> None:
+    """Write the list of checks: id, cost and summary, by family."""
+    width = max((len(check.id) for check in registry.values()), default=0) + 2
+    costs = max(map(len, COSTS)) + 2
+    column = 2 + width + costs
+    for family in registry.families:
+        page.line(prose(family, "bold"))
+        for check in registry.values():
+            if check.family == family:
+                head = prose(f"  {check.id:<{width}}")
+                head.append(f"{check.cost:<{costs}}", _QUIET)
+                page.entry(head, prose(check.summary), column)
+        page.blank()
+    page.line(f"{len(registry)} checks · `debugkit explain ID` tells more about one")
 
 
 def facts(check: Check) -> dict[str, object]:

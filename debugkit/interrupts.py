@@ -1,4 +1,4 @@
-"""Ctrl-C: the first ends the run, and those that follow at once do not cost the report."""
+"""Ctrl-C: the first ends the run, those that follow at once do not cost the report, and none cuts a restore short."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import atexit
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 SPARED_SECONDS = 2.0
 
@@ -29,6 +32,26 @@ def spare_interrupts() -> None:
     """Let no Ctrl-C act for the next :data:`SPARED_SECONDS`: time to write the report."""
     global _acted
     _acted = time.monotonic()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold back Ctrl-C until the block is done (main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[Any] = []
+    try:
+        before = signal.signal(signal.SIGINT, lambda *received: pending.append(received))
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pending and callable(before):
+            before(*pending[0])
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

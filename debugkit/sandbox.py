@@ -6,71 +6,29 @@ models are copied on entry; of large ones, a parameter is copied to the CPU just
 
 from __future__ import annotations
 
-import random
-import signal
 import sys
 import threading
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from debugkit.errors import Broken, one_line
 from debugkit.hooks import quiet_hooks
+from debugkit.interrupts import uninterrupted
 from debugkit.objects import Snapshot, attempt, one_way, reachable, run_all
+from debugkit.randomness import Randomness, seed_everything
 from debugkit.target import Target
+from debugkit.tensor_state import CopyOnWrite, TensorState, cheapest, tensor_states
 
 COPIED_BYTES = 2**26
 _BUFFER_BYTES = 2**28  # BatchNorm kernels write to their buffers without saying so
 _DATA_BYTES = 2**26
 _LOOKED_INTO = 2_000
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-class Randomness:
-    """The state of every global random generator: Python, NumPy, torch and each accelerator in use."""
-
-    def __init__(self) -> None:
-        self._python = random.getstate()
-        self._numpy = np.random.get_state()
-        self._torch = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state_all() if _cuda_in_use() else []
-        self._mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
-
-    def restore(self) -> None:
-        """Put every generator back."""
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)
-        torch.set_rng_state(self._torch)
-        if self._cuda:
-            torch.cuda.set_rng_state_all(self._cuda)
-        if self._mps is not None:
-            torch.mps.set_rng_state(self._mps)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch (the CPU and every accelerator in use).
-
-    ``torch.manual_seed`` would also seed a CUDA device that nobody has used yet, which could not be undone.
-    """
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
-    if _cuda_in_use():
-        torch.cuda.manual_seed_all(seed)
-    if torch.backends.mps.is_available():
-        torch.mps.manual_seed(seed)
-
-
-def _cuda_in_use() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
 
 
 class _Switches:
@@ -106,127 +64,6 @@ def _switch(read: Callable[[], Any], write: Callable[[Any], object]) -> Iterator
     with suppress(RuntimeError):
         state = read()
         yield lambda: None if read() == state else write(state)
-
-
-class _TensorState:
-    """A tensor's memory, flags, gradient and version; its values too once :meth:`keep_values` was called."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-        self.bytes = tensor.numel() * tensor.element_size() if not _is_lazy(tensor) else 0
-        self.grad = tensor.grad if tensor.is_leaf else None
-        self._leaf = tensor.is_leaf
-        self._requires_grad = tensor.requires_grad
-        self._values: torch.Tensor | None = None
-        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
-        self._data = tensor.data if plain and not tensor.is_meta else None
-        counter = torch.autograd._unsafe_preserve_version_counter  # type: ignore[attr-defined]
-        self._version = None if tensor.is_inference() else counter(tensor)
-
-    @property
-    def kept(self) -> bool:
-        """Whether nothing more has to be copied before the values may change."""
-        return self._values is not None or self.tensor.is_meta or not self.bytes
-
-    def keep_values(self) -> None:
-        if not self.kept:
-            self._values = _distinct(self.tensor.detach()).to("cpu", copy=True)
-
-    def restore(self) -> None:
-        tensor = self.tensor
-        if self._data is not None and self._is_elsewhere(self._data):
-            tensor.data = self._data
-        free = torch.inference_mode() if tensor.is_inference() else torch.no_grad()
-        with free, self._version or nullcontext():
-            if self._values is not None and not same_bits(_distinct(tensor.detach()).cpu(), self._values):
-                _distinct(tensor).copy_(self._values)
-        if self._leaf:
-            if not tensor.is_leaf and not tensor._is_view():
-                tensor.detach_()
-            if tensor.requires_grad != self._requires_grad:
-                tensor.requires_grad_(self._requires_grad)
-            if tensor.grad is not self.grad:
-                tensor.grad = self.grad
-
-    def _is_elsewhere(self, data: torch.Tensor) -> bool:
-        return self.tensor.device != data.device or not self.tensor.data.is_set_to(data)
-
-
-def _cheap(states: Iterable[_TensorState], room: int) -> Iterator[_TensorState]:
-    """What is cheap to copy: the smallest tensors that ``room`` bytes have space for."""
-    for state in sorted(states, key=lambda state: state.bytes):
-        if (room := room - state.bytes) < 0:
-            break
-        yield state
-
-
-def _is_lazy(tensor: torch.Tensor) -> bool:
-    return isinstance(tensor, (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer))
-
-
-def _distinct(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, an expanded dimension cut to the one element that it has in memory."""
-    if tensor.layout is torch.strided:
-        for dimension, stride in enumerate(tensor.stride()):
-            if stride == 0 and tensor.shape[dimension] > 1:
-                tensor = tensor.narrow(dimension, 0, 1)
-    return tensor
-
-
-def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors hold the same bits, whatever their strides; ``False`` where torch can't say."""
-    if one.layout is not torch.strided or one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    try:
-        return torch.equal(_bits(one), _bits(other))
-    except (RuntimeError, NotImplementedError):  # quantized tensors and other subclasses
-        return False
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
-    return tensor.resolve_neg().view(_INTEGERS[tensor.element_size()])
-
-
-class _CopyOnWrite(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Copies the values of a watched tensor just before an operation writes to its memory, by any alias."""
-
-    supports_higher_order_operators = True
-
-    def __init__(self, states: Iterable[_TensorState]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._watched: defaultdict[int, list[_TensorState]] = defaultdict(list)
-        for state in states:
-            self._watched[_memory(state.tensor)].append(state)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        for tensor in _written(func, args, kwargs or {}):
-            for state in self._watched.pop(_memory(tensor), ()):
-                state.keep_values()
-        return func(*args, **(kwargs or {}))
-
-
-def _memory(tensor: torch.Tensor) -> int:
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (RuntimeError, NotImplementedError):  # no storage of its own, such as a sparse tensor
-        return id(tensor)
-
-
-def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
-    """The tensors that an operation's schema says it writes to."""
-    schema = getattr(func, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return
-    for position, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[position] if position < len(args) else kwargs.get(argument.name)
-            for item in value if isinstance(value, (list, tuple)) else (value,):
-                if isinstance(item, torch.Tensor):
-                    yield item
 
 
 class Sandbox:
@@ -268,8 +105,8 @@ class Sandbox:
         self._data, self._program = Snapshot(data), Snapshot(program)
         self._modules = [value for value in program if isinstance(value, torch.nn.Module)]
         missed = [*self._data.missed, *self._program.missed]
-        self._data_tensors = _states(data, missed)
-        self._tensors = _states(program, missed)
+        self._data_tensors = tensor_states(data, missed)
+        self._tensors = tensor_states(program, missed)
         parameters = {id(p) for module in self._modules for p in module._parameters.values()}
         others = (state for key, state in self._tensors.items() if key not in parameters)
         for states, room in (
@@ -277,22 +114,22 @@ class Sandbox:
             (self._tensors.values(), COPIED_BYTES),
             (self._data_tensors.values(), _DATA_BYTES),
         ):
-            attempt(_TensorState.keep_values, _cheap(states, room), missed)
+            attempt(TensorState.keep_values, cheapest(states, room), missed)
         self._report("recorded", missed)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        with _uninterrupted():
+        with uninterrupted():
             self._undo(self._data, self._data_tensors)
             self.restore()
         del self._data, self._program, self._modules, self._data_tensors, self._tensors
 
     def restore(self) -> None:
         """Put everything back as it was on entry, but for the data. An interrupt waits until this is done."""
-        with _uninterrupted():
+        with uninterrupted():
             self._undo(self._program, self._tensors, self._switches, self._randomness)
 
-    def _undo(self, snapshot: Snapshot, tensors: Mapping[int, _TensorState], *more: Any) -> None:
+    def _undo(self, snapshot: Snapshot, tensors: Mapping[int, TensorState], *more: Any) -> None:
         failures: list[Exception] = []
         attempt(lambda state: state.restore(), [snapshot, *tensors.values(), *more], failures)
         self._report("put back", failures)
@@ -336,18 +173,13 @@ class Sandbox:
                 if not hooks:
                     stack.enter_context(quiet_hooks(self._modules, [state.tensor for state in states]))
                 if watched := [state for state in states if not state.kept]:
-                    stack.enter_context(_CopyOnWrite(watched))
+                    stack.enter_context(CopyOnWrite(watched))
                 stack.enter_context(_eager())
                 stack.enter_context(torch.enable_grad())
                 yield
         finally:
             refusal.remove()
             self.restore()
-
-
-def _states(values: Iterable[Any], missed: list[Exception]) -> dict[int, _TensorState]:
-    found = (value for value in values if isinstance(value, torch.Tensor))
-    return {id(state.tensor): state for state in attempt(_TensorState, found, missed)}
 
 
 class _TwinStep(threading.local):
@@ -381,23 +213,3 @@ def _eager() -> Iterator[None]:
     stance = getattr(torch.compiler, "set_stance", None)
     with stance("force_eager") if stance and "torch._dynamo" in sys.modules else nullcontext():
         yield
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold back Ctrl-C until the block is done (main thread only)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pending: list[Any] = []
-    try:
-        before = signal.signal(signal.SIGINT, lambda *received: pending.append(received))
-    except ValueError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if pending and callable(before):
-            before(*pending[0])

@@ -18,7 +18,9 @@ ENGINE = {"config", "registry", "report", "runner"}
 FRONT_HELPERS = {
     "__init__",
     "__main__",
+    "examples",
     "explain",
+    "outputs",
     "progress",
     "scaffold",
     "spec",

@@ -24,9 +24,10 @@ from debugkit.finding import Finding, note
 from debugkit.objects import Attributes, reachable
 from debugkit.probes.batches import Batches
 from debugkit.probes.training_step import TrainingStep
+from debugkit.randomness import seed_everything
 from debugkit.registry import Registry, load
 from debugkit.runner import Run
-from debugkit.sandbox import Sandbox, own_steps, seed_everything
+from debugkit.sandbox import Sandbox, own_steps
 
 
 def fingerprint(target: Target) -> dict[str, Any]:

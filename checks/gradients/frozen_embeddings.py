@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.batch import input_ids, named
+from debugkit import Finding, Target, Unavailable, check, note
 from debugkit.probes.batches import Batches
-from debugkit.probes.initial_state import FrozenState, InitialState
-from debugkit.probes.layer_spectra import adapter_parameters, is_table
+from debugkit.probes.initial_state import FrozenState
+from debugkit.probes.layer_spectra import is_table
 from debugkit.probes.training_step import TrainingStep
 
-_MOST_NEW_ROWS = 4096
-_SHOWN_TOKENS = 5
-_PADDED_ROWS = 8  # tables that are padded for speed have a multiple of 8 rows or more
-_WIDE_STD = 0.3  # torch's default N(0, 1) still looks random after a training that is short
-
-Mark = Literal["mean", "zero", "norm"]
+from ._frozen_table import Body, FrozenTable
 
 
 @check
@@ -80,237 +73,18 @@ def frozen_embeddings(
     if not used:
         raise Unavailable("the traced step calls none of the model's embedding tables")
     if frozen is not None:
-        body = _Body.of(target.model, tables, frozen.layers)
+        body = Body.of(target.model, tables, frozen.layers)
         covered = _covered(target.model)
+        origins = frozen.tables.origins
         for name, weight in used.items():
-            if name in frozen.tables.origins and id(weight) not in covered:
-                finding = _judge(
-                    target, name, weight.detach(), tables[name], frozen, body, batches, max_frozen_share
+            if name in origins and id(weight) not in covered:
+                table = FrozenTable(name, weight, getattr(tables[name], "padding_idx", None), body)
+                finding = table.added(batches, target.tokenizer) or table.untrained(
+                    origins[name], max_frozen_share
                 )
                 if finding is not None:
                     yield finding
     yield _costs(target.model, used)
-
-
-@dataclass(frozen=True)
-class _Body:
-    """The weights beside the embedding tables and adapters.
-
-    Attributes:
-        frozen_share: share of their values that is frozen.
-        frozen_trained: whether those that are frozen are seen to be trained.
-        adapted: whether the model has adapters.
-    """
-
-    frozen_share: float
-    frozen_trained: bool
-    adapted: bool
-
-    @staticmethod
-    def of(model: nn.Module, tables: dict[str, nn.Module], state: InitialState) -> _Body:
-        adapters = adapter_parameters(model)
-        skipped = adapters | {id(p) for module in tables.values() for p in module.parameters()}
-        weights = {n: p for n, p in model.named_parameters() if p.ndim >= 2 and id(p) not in skipped}
-        frozen = {name: weight.numel() for name, weight in weights.items() if not weight.requires_grad}
-        seen = [found for (name, _), found in state.states.items() if name in frozen]
-        total = sum(weight.numel() for weight in weights.values())
-        return _Body(
-            frozen_share=sum(frozen.values()) / total if total else 0.0,
-            frozen_trained=seen.count("trained") > seen.count("initial"),
-            adapted=bool(adapters),
-        )
-
-
-def _judge(
-    target: Target,
-    name: str,
-    weight: torch.Tensor,
-    module: nn.Module,
-    frozen: FrozenState,
-    body: _Body,
-    batches: Batches,
-    max_frozen_share: float,
-) -> Finding | None:
-    state = frozen.layers
-    new = _new_rows(weight, getattr(module, "padding_idx", None))
-    if new is not None:
-        reached, seen = _reached(new, target.tokenizer, batches, module)
-        if reached:
-            return _new_rows_finding(name, weight, new, reached, target.tokenizer, body)
-        if new.mark == "mean" and not seen and len(weight) % _PADDED_ROWS:
-            return _new_rows_finding(name, weight, new, [], None, body)
-        if new.mark == "mean":
-            return note(
-                f"`{name}` is frozen; its last {len(new.rows)} of {len(weight)} rows are the mean of the others, and no "
-                "token is seen to use them",
-                where=f"{name}.weight",
-            )
-    origin = frozen.tables.origins[name]
-    shape = f"[{weight.shape[0]}, {weight.shape[1]}]"
-    if origin == "random":
-        return _random(name, weight, state, body)
-    if origin in ("like an initialiser", "undetermined"):
-        return _small(name, weight, origin == "like an initialiser", body, max_frozen_share)
-    if origin == "structured" and state.fresh and body.frozen_share <= max_frozen_share:
-        return warn(
-            f"`{name}` {shape} is frozen with pretrained values in a model that is otherwise fresh and trainable "
-            f"({state.count('initial')} of {state.determined} layers look like their initialisation), so the "
-            "embeddings can't adapt to the task",
-            where=f"{name}.weight",
-            hint="pass `freeze=False` to `nn.Embedding.from_pretrained`, or ignore this check if it is frozen on purpose",
-            rows=weight.shape[0],
-            width=weight.shape[1],
-        )
-    return None
-
-
-def _random(name: str, weight: torch.Tensor, state: InitialState, body: _Body) -> Finding:
-    std = float(weight.float().std())
-    shape = f"[{weight.shape[0]}, {weight.shape[1]}]"
-    barely_moved = std > _WIDE_STD and state.count("trained") > state.count("initial")
-    if body.frozen_share and (barely_moved or not body.frozen_trained):
-        return note(
-            f"`{name}` {shape} is frozen and looks random, and so are other weights frozen: the model may be a stand-in "
-            "for a pretrained one",
-            where=f"{name}.weight",
-            std=std,
-        )
-    make = warn if barely_moved else fail
-    doubt = ", unless it was trained little from a wide initialisation" if barely_moved else ""
-    return make(
-        f"`{name}` {shape} is frozen while its values are random (mean {float(weight.float().mean()):.1e}, std {std:.3g}, "
-        f"no structure){doubt}: what it looks up can never be learned",
-        where=f"{name}.weight",
-        hint=f"unfreeze it (`{name}.weight.requires_grad_(True)`), or load its pretrained values first",
-        rows=weight.shape[0],
-        width=weight.shape[1],
-        std=std,
-    )
-
-
-def _small(name: str, weight: torch.Tensor, like: bool, body: _Body, max_frozen_share: float) -> Finding:
-    values = weight.float()
-    shape = f"[{weight.shape[0]}, {weight.shape[1]}]"
-    if like and body.frozen_share <= max_frozen_share:
-        return warn(
-            f"`{name}` {shape} is frozen in a trainable model while its values are like an initialiser's (mean "
-            f"{float(values.mean()):.1e}, std {float(values.std()):.3g}): if it was never trained, what it looks up is "
-            "noise for good",
-            where=f"{name}.weight",
-            hint=f"unfreeze it (`{name}.weight.requires_grad_(True)`); if it was loaded on purpose, ignore this check",
-            rows=weight.shape[0],
-            width=weight.shape[1],
-            std=float(values.std()),
-        )
-    return note(
-        f"`{name}` {shape} is frozen, and too small to tell trained values from random ones",
-        where=f"{name}.weight",
-    )
-
-
-@dataclass(frozen=True)
-class _NewRows:
-    rows: range
-    mark: Mark
-
-
-@torch.no_grad()
-def _new_rows(weight: torch.Tensor, padding: int | None) -> _NewRows | None:
-    """The last rows of a table, where they differ from the others as rows do that were added later."""
-    count = len(weight)
-    norms = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32).cpu()
-    tail_start = max(count // 2, count - _MOST_NEW_ROWS)
-    mean = weight.mean(0, dtype=torch.float32)
-    sample = weight[:: max(1, count // _MOST_NEW_ROWS)].float()
-    spread = float(torch.linalg.vector_norm(sample - mean, dim=1).median())
-    if not 0 < spread < float("inf"):
-        return None
-    rounding = 2 * torch.finfo(weight.dtype).eps * float(mean.norm()) / spread
-    near = (
-        torch.linalg.vector_norm(weight[tail_start:].float() - mean, dim=1).cpu() < (0.01 + rounding) * spread
-    )
-    zero = norms[tail_start:] == 0
-    marks: list[tuple[Mark, torch.Tensor]] = [("zero", zero), ("mean", near)]
-    for mark, marked in marks:
-        length = _trailing(marked)
-        rows = range(count - length, count)
-        if not length or length == count - tail_start:
-            continue
-        if mark == "zero" and bool((norms[: rows.start] == 0).sum() > (padding is not None)):
-            return None
-        return _NewRows(rows, mark)
-    return _odd_norms(norms, tail_start)
-
-
-def _odd_norms(norms: torch.Tensor, tail_start: int) -> _NewRows | None:
-    """Trailing rows whose norms are all beyond twice the largest, or below half of the smallest, of the others."""
-    others = norms[:tail_start]
-    others = others[others > 0]
-    if len(others) < 8:
-        return None
-    low, high = float(others.min()) / 2, float(others.max()) * 2
-    length = _trailing((norms[tail_start:] < low) | (norms[tail_start:] > high))
-    if not length or length == len(norms) - tail_start:
-        return None
-    return _NewRows(range(len(norms) - length, len(norms)), "norm")
-
-
-def _trailing(marked: torch.Tensor) -> int:
-    """How many values at the end are true."""
-    misses = (~marked).nonzero()
-    return len(marked) - 1 - int(misses[-1]) if len(misses) else len(marked)
-
-
-def _reached(new: _NewRows, tokenizer: Any, batches: Batches, module: nn.Module) -> tuple[list[int], bool]:
-    """Those of the new rows that a token stands for, and whether a tokenizer was there to say so."""
-    rows = set(new.rows)
-    rows -= {getattr(module, "padding_idx", None), getattr(tokenizer, "pad_token_id", None)}
-    vocabulary = getattr(tokenizer, "get_vocab", None)
-    in_batches = sorted(rows & _ids(batches))
-    if in_batches or new.mark != "mean" or not callable(vocabulary):
-        return in_batches, callable(vocabulary)
-    return sorted(rows.intersection(vocabulary().values())), True
-
-
-def _ids(batches: Batches) -> set[int]:
-    """The token ids of the batches that are not masked as padding."""
-    found: set[int] = set()
-    for batch in batches.items:
-        ids = input_ids(batch)
-        if ids is None:
-            continue
-        mask = named(batch, "attention_mask")
-        if mask is not None and mask.shape == ids.shape:
-            ids = ids[mask != 0]
-        found.update(ids.flatten().tolist())
-    return found
-
-
-def _new_rows_finding(
-    name: str, weight: torch.Tensor, new: _NewRows, reached: list[int], tokenizer: Any, body: _Body
-) -> Finding:
-    looks = {
-        "mean": "equal to the mean of the others",
-        "zero": "zero",
-        "norm": "of a norm far outside the others'",
-    }[new.mark]
-    first, last = new.rows[0], new.rows[-1]
-    place = f"row {first}" if first == last else f"rows {first} to {last}"
-    tokens = ""
-    if reached and callable(getattr(tokenizer, "convert_ids_to_tokens", None)):
-        shown = [f"`{token}`" for token in tokenizer.convert_ids_to_tokens(reached[:_SHOWN_TOKENS])]
-        tokens = f" ({', '.join(shown)}{', …' if len(reached) > _SHOWN_TOKENS else ''})"
-    leaf = name.rpartition(".")[2]
-    adapted = f'pass `modules_to_save=["{leaf}"]` or `trainable_token_indices={{"{leaf}": [...]}}` to the adapter\'s config'
-    make = fail if reached else warn
-    return make(
-        f"`{name}` [{weight.shape[0]}, {weight.shape[1]}] is frozen while it holds new rows: {place}{tokens} "
-        f"{'is' if first == last else 'are'} {looks}, so the new tokens stay without a meaning of their own",
-        where=f"{name}.weight",
-        hint=adapted if body.adapted else f"unfreeze it: `{name}.weight.requires_grad_(True)`",
-        first_new_row=first,
-        new_rows=len(new.rows),
-    )
 
 
 def _covered(model: nn.Module) -> set[int]:

@@ -7,43 +7,13 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.cuts import Cut
-from debugkit.graph import leaves
+from debugkit.blame import advise, blame, describe, last_cut
 from debugkit.parameters import amount, groups_of, places
 from debugkit.probes.gradients import Gradients
 from debugkit.probes.model_state import ModelState
 from debugkit.probes.training_step import TrainingStep
 from debugkit.source import is_library_class
 from debugkit.testing import blobs, mlp
-
-_DELIBERATE = ("detach", "detach_", "data", "item", "tolist", "numpy", "__array__", "tensor", "as_tensor")
-_HARD = (
-    "argmax",
-    "argmin",
-    "argsort",
-    "topk",
-    "gt",
-    "lt",
-    "ge",
-    "le",
-    "eq",
-    "ne",
-    "__gt__",
-    "__lt__",
-    "__ge__",
-    "__le__",
-)
-_HINTS = {
-    "detach": "remove the `detach()`",
-    "detach_": "remove the `detach_()`",
-    "data": "use the tensor itself, not its `.data`",
-    "item": "keep the tensor; `.item()` gives a Python number without a graph",
-    "tolist": "keep the tensor; `.tolist()` gives Python numbers without a graph",
-    "numpy": "stay in torch; NumPy arrays have no graph",
-    "__array__": "stay in torch; NumPy arrays have no graph",
-    "tensor": "use the tensor itself; `torch.tensor(x)` copies the values without the graph",
-    "as_tensor": "use the tensor itself; `torch.as_tensor(x)` of a list copies the values without the graph",
-}
 
 
 @check
@@ -123,9 +93,7 @@ def missing_gradients(
 
 
 def _no_graph(step: TrainingStep, trainable: Iterable[str]) -> Finding:
-    strong = [cut for cut in step.cuts if cut.op in _DELIBERATE or not cut.grad_enabled]
-    hard = [cut for cut in step.cuts if cut.op in _HARD]
-    cut = next(reversed(strong or hard), None)
+    cut = last_cut(step.cuts)
     count = len(list(trainable))
     if cut is None:
         return fail(
@@ -134,10 +102,10 @@ def _no_graph(step: TrainingStep, trainable: Iterable[str]) -> Finding:
             parameters=count,
         )
     return fail(
-        f"the loss has no graph, so none of the {count} trainable parameters gets a gradient: {_told(cut)}",
+        f"the loss has no graph, so none of the {count} trainable parameters gets a gradient: {describe(cut)}",
         where=cut.module or None,
         location=cut.location,
-        hint=_hint(cut),
+        hint=advise(cut),
         parameters=count,
     )
 
@@ -157,7 +125,7 @@ def _lost(
             parameters=len(silent),
         )
         lost = [name for name in lost if name not in step.reached]
-    explained = _explained(model, step, lost)
+    explained = blame(model, step.cuts, lost)
     for cut, names in explained:
         groups = list(groups_of(model, names))
         if cut.in_library and not cut.checkpointed:
@@ -169,10 +137,10 @@ def _lost(
             )
             continue
         yield fail(
-            f"no gradient reaches {amount(model, names)} ({places(groups)}): {_told(cut)}",
+            f"no gradient reaches {amount(model, names)} ({places(groups)}): {describe(cut)}",
             where=groups[0].name,
             location=cut.location,
-            hint=_hint(cut),
+            hint=advise(cut),
             parameters=len(names),
         )
     rest = set(lost).difference(*(names for _, names in explained))
@@ -283,64 +251,6 @@ def _constant_output(step: TrainingStep) -> bool:
         if call.connected
         for producer in call.producers
     )
-
-
-def _explained(model: torch.nn.Module, step: TrainingStep, lost: list[str]) -> list[tuple[Cut, list[str]]]:
-    """The cuts that took the lost parameters out of the graph, each with the parameters it explains."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    remaining = set(lost)
-    found: list[tuple[Cut, list[str]]] = []
-    ranked = [
-        cut
-        for cut in step.cuts
-        if cut.op in (*_DELIBERATE, *_HARD) or cut.checkpointed or not cut.grad_enabled
-    ]
-    by_place: dict[tuple[str | None, str, bool], tuple[Cut, set[str]]] = {}
-    if not remaining:
-        return found
-    for cut in ranked:
-        behind = {names[key] for key in leaves(cut.nodes) if key in names} & remaining
-        if behind:
-            key = (
-                cut.location if cut.grad_enabled else None,
-                cut.op if cut.grad_enabled else "",
-                cut.checkpointed,
-            )
-            by_place.setdefault(key, (cut, set()))[1].update(behind)
-    for cut, behind in sorted(by_place.values(), key=lambda pair: (_rank(pair[0]), -len(pair[1]))):
-        if covered := behind & remaining:
-            remaining -= covered
-            found.append((cut, [name for name in lost if name in covered]))
-    return found
-
-
-def _rank(cut: Cut) -> int:
-    """How readily a cut is to blame: a stop-gradient into a loss is mostly meant, a comparison mostly a metric."""
-    if cut.to_loss:
-        return 3
-    return 2 if cut.op in _HARD and not cut.op.startswith("arg") else 1 if cut.op in _HARD else 0
-
-
-def _told(cut: Cut) -> str:
-    if cut.checkpointed:
-        return "reentrant gradient checkpointing was given inputs that need no gradient"
-    if cut.sampled:
-        return "drawing a `sample()` cuts the graph"
-    if not cut.grad_enabled:
-        return f"`{cut.op}` runs with gradients switched off"
-    name = cut.op.strip("_")
-    shown = f".{name}" if name in ("data",) else f"{name}()"
-    return f"`{shown}` cuts the graph"
-
-
-def _hint(cut: Cut) -> str:
-    if cut.checkpointed:
-        return "use `use_reentrant=False`, or call `model.enable_input_require_grads()`"
-    if cut.sampled:
-        return "draw it with `rsample()`, or train on `log_prob` of the sample"
-    if not cut.grad_enabled:
-        return "leave the `torch.no_grad()` block, or freeze these parameters if they are not meant to train"
-    return _HINTS.get(cut.op, f"replace `{cut.op.strip('_')}` with a differentiable operation")
 
 
 class _Detached(torch.nn.Module):

@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.probes.overfit import Curve, OverfitRuns
+from debugkit.curve import Curve
+from debugkit.probes.overfit import OverfitRuns
 from debugkit.probes.training_step import TrainingStep
 from debugkit.testing import blobs, mlp
 
@@ -138,7 +139,7 @@ def _refuse_to_judge(runs: OverfitRuns, step: TrainingStep) -> None:
             f"not judged: AdamW stalls at {_state(best)}, which a discrete choice in the model (`{choice.op}`"
             f"{f', {choice.location}' if choice.location else ''}) can cause"
         )
-    if runs.trainable < max(2 * runs.samples, last.counted):
+    if runs.trainable < 2 * runs.samples:
         raise Unavailable(
             f"not judged: {runs.trainable:,} trainable values can't memorise {_counted(runs.samples, 'sample')}"
         )

@@ -13,14 +13,12 @@ from debugkit.batch import input_ids, named, split, tensors
 from debugkit.codec import Codec, Habits
 from debugkit.errors import Unavailable
 from debugkit.evidence import Cost
+from debugkit.input_embedding import input_embedding, is_trained
 from debugkit.labels import IGNORED, as_tensor
 from debugkit.probes.batches import Batches
 from debugkit.target import Target
 
 _MOST_ROWS = 256
-_MOST_VECTORS = 1024
-_FEWEST = 8
-_STRUCTURE = 1.3
 _AS_INPUTS = 0.9
 
 
@@ -105,7 +103,7 @@ class Decoded:
             raise Unavailable("every row of token ids is empty or padding only")
         rows = rows[:_MOST_ROWS]
         labels = [as_tensor(split(batch)[1]) for batch, _ in found]
-        embedding = _embedding(target.model, 0)
+        embedding = input_embedding(target.model)
         return Decoded(
             rows=tuple(rows),
             targets=tuple(_target_rows(target.model, found, rows, codec, habits)),
@@ -116,7 +114,7 @@ class Decoded:
             exact=exact,
             next_token=all(_same(label, ids) for label, (_, ids) in zip(labels, found, strict=True)),
             sequence_labels=all(label is not None and label.numel() == len(label) for label in labels),
-            trained=embedding_is_trained(target.model, max(max(row.ids) for row in rows)),
+            trained=is_trained(input_embedding(target.model, max(max(row.ids) for row in rows))),
             vectors=None if embedding is None else embedding.shape[0],
         )
 
@@ -134,6 +132,10 @@ class Decoded:
     def longest(self) -> int:
         """The length of the longest row, without padding."""
         return max(len(row.ids) for row in self.rows)
+
+    def is_padded_with(self, marks: Sequence[int]) -> bool:
+        """Whether the padding token is one of these ids."""
+        return self.codec.roles.get("pad") in marks
 
     def spans(self, row: TokenRow, *, intact: bool = False) -> Iterator[tuple[int, ...]]:
         """The stretches of a row between special tokens and ids that the tokenizer does not have.
@@ -158,47 +160,6 @@ def shorter(rows: Sequence[TokenRow]) -> list[TokenRow]:
     """The rows that are shorter than the longest, and so were not cut where it may have been."""
     longest = max((len(row.ids) for row in rows), default=0)
     return [row for row in rows if len(row.ids) < longest]
-
-
-def embedding_is_trained(model: torch.nn.Module, largest: int = 0) -> bool | None:
-    """Whether the vectors of the input embedding have the structure that training leaves behind.
-
-    Independent draws of one spread have no singular value above ``(sqrt(rows) + sqrt(columns)) * spread``
-    (Marchenko-Pastur). Trained vectors share directions that stand far above it.
-
-    Args:
-        model: the model.
-        largest: the largest id that the embedding must have a row for.
-
-    Returns:
-        ``None`` where there is no embedding, or one too small to tell.
-    """
-    weight = _embedding(model, largest)
-    if weight is None or weight.is_meta or min(weight.shape) < _FEWEST:
-        return None
-    step = -(-weight.shape[0] // _MOST_VECTORS)
-    rows = weight.detach()[::step].float().cpu()
-    spread = float(rows.square().mean().sqrt())
-    if not rows.isfinite().all() or spread == 0:
-        return None
-    edge = (rows.shape[0] ** 0.5 + rows.shape[1] ** 0.5) * spread
-    return bool(torch.linalg.matrix_norm(rows, 2) > _STRUCTURE * edge)
-
-
-def _embedding(model: torch.nn.Module, largest: int) -> torch.Tensor | None:
-    getter = getattr(model, "get_input_embeddings", None)
-    if callable(getter):
-        try:
-            module = getter()
-        except (NotImplementedError, AttributeError):
-            module = None
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, torch.Tensor) and weight.ndim == 2 and weight.is_floating_point():
-            return weight
-    tables = [
-        m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding) and m.num_embeddings > largest
-    ]
-    return max(tables, key=lambda table: table.shape[0], default=None)
 
 
 def _ids(batch: Any) -> torch.Tensor | None:

@@ -16,9 +16,11 @@ from debugkit.errors import Broken, Unavailable, one_line
 from debugkit.evidence import Cost
 from debugkit.probes.training_step import TrainingStep, marks
 from debugkit.program import Program
-from debugkit.sandbox import Sandbox, same_bits, seed_everything
+from debugkit.randomness import seed_everything
+from debugkit.sandbox import Sandbox
 from debugkit.source import user_location
 from debugkit.target import Target
+from debugkit.tensor_state import same_bits
 
 _SAMPLING = frozenset(
     [

@@ -11,7 +11,8 @@ import torch
 from debugkit.evidence import Cost
 from debugkit.probes.batches import Batches
 from debugkit.probes.training_step import Gradient, TrainingStep, backward, gradients_of, run_step
-from debugkit.sandbox import Sandbox, seed_everything
+from debugkit.randomness import seed_everything
+from debugkit.sandbox import Sandbox
 from debugkit.target import Target
 from debugkit.trace import record
 

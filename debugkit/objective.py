@@ -122,7 +122,7 @@ class Watch(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.Tensor.backward and len(args) == 1 and not any(kwargs.values()):
+        if func is torch.Tensor.backward and len(args) == 1 and not any(map(_is_given, kwargs.values())):
             return self._backward(args[0])
         if func in DROPOUTS and args:
             return args[0]
@@ -228,6 +228,10 @@ class Watch(TorchFunctionMode):
             and isinstance(given["target"], torch.Tensor)
         ]
         return max(judged)[-1] if judged else -1
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and value is not False
 
 
 def _count(func: Callable[..., Any], given: Mapping[str, Any]) -> tuple[int, int, int, float]:

@@ -83,3 +83,15 @@ def test_other_uses_of_log_probabilities_are_left_alone(loss_of) -> None:
 def test_dropout_is_off() -> None:
     with Watch():
         assert F.dropout(torch.ones(8), 0.5).sum() == 8
+
+
+def test_a_backward_with_arguments_of_its_own_is_left_alone() -> None:
+    x = torch.ones(2, requires_grad=True)
+    y = torch.ones(2, requires_grad=True)
+    with Watch():
+        (x * y).backward(torch.tensor([1.0, 3.0]))
+        (x * y).sum().backward(inputs=[y])
+    assert x.grad is not None
+    assert y.grad is not None
+    assert x.grad.tolist() == [1.0, 3.0]
+    assert y.grad.tolist() == [2.0, 4.0]

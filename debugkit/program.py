@@ -49,10 +49,6 @@ class Program:
                 return self._run_loss_fn(batch)
             return self._run_own_loss(batch)
 
-    def outputs(self, batch: Any) -> Any:
-        """The model's outputs on one batch, by the same calls as :meth:`run`."""
-        return self.run(batch).outputs
-
     @contextmanager
     def precision(self) -> Iterator[None]:
         """Autocast as training will."""

@@ -132,11 +132,6 @@ class TrainingStep:
                 return module
         return None
 
-    @property
-    def missing(self) -> list[str]:
-        """Names of the trainable parameters without a gradient."""
-        return [name for name, gradient in self.gradients.items() if gradient.missing]
-
 
 @dataclass(frozen=True)
 class Stranger:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,6 +15,8 @@ from debugkit.batch import size
 from debugkit.evidence import Cost
 from debugkit.labels import IGNORED, LabelReader, Labels, are_named, countable, joined, tensors_by_path
 from debugkit.probes.stream import TrainStream
+from debugkit.rows import RowReader, Rows
+from debugkit.stream import Stream
 from debugkit.target import Target
 
 _SPREAD = 256
@@ -30,6 +32,7 @@ class Samples:
         scanned: how many samples were read, in loader order.
         complete: whether the loader came to its end.
         labels: the labels of the scanned samples.
+        rows: the scanned samples, key by key.
         spread: the labels of samples drawn from the whole data set, read where the loader goes
             through it in storage order and was not read to its end: its beginning need not be like the rest.
         origin: how it is known what the labels are. ``given``: they go to ``loss_fn``, or to the model under
@@ -43,6 +46,7 @@ class Samples:
     scanned: int
     complete: bool
     labels: Labels
+    rows: Rows = field(default_factory=lambda: Rows("train"))
     spread: Labels | None = None
     origin: Origin = "given"
     candidates: Mapping[str, Labels] = field(default_factory=dict)
@@ -60,18 +64,13 @@ class Samples:
         Raises:
             Broken: the loader raised, or is empty.
         """
-        ignored = _ignored(target)
+        ignored = ignored_labels(target)
         end = time.monotonic() + max_seconds
         origin = _origin(target, stream.prefix(1)[0])
-        reader = _Readers(ignored, origin)
-        scanned = batches = 0
-        for batch in stream.batches(max_seconds):
-            reader.add(batch)
-            scanned += size(batch) or 1
-            batches += 1
-            if scanned >= max_samples:
-                break
-        complete = stream.finished or batches == _length(target.train_loader)
+        reader, rows = _Readers(ignored, origin), RowReader("train")
+        complete, scanned = scan(
+            stream, target.train_loader, [reader.add, rows.add], max_samples, max_seconds
+        )
         spread, candidates = None, reader.candidates()
         if not complete:
             further = _Readers(ignored, origin)
@@ -79,7 +78,8 @@ class Samples:
                 further.add(batch)
                 spread = further.labels()
             candidates |= further.candidates()
-        return Samples(scanned, complete, reader.labels(), spread, origin, candidates)
+        table = rows.read(complete, stream.indices)
+        return Samples(scanned, complete, reader.labels(), table, spread, origin, candidates)
 
     @property
     def representative(self) -> Labels:
@@ -129,7 +129,30 @@ def _origin(target: Target, batch: Any) -> Origin:
     return "pair" if isinstance(batch, (tuple, list)) and len(batch) == 2 else "last"
 
 
-def _ignored(target: Target) -> frozenset[int]:
+def scan(
+    stream: Stream, loader: Any, readers: Sequence[Callable[[Any], object]], samples: int, seconds: float
+) -> tuple[bool, int]:
+    """Show every batch to the readers, up to a number of samples and seconds.
+
+    Returns:
+        Whether the loader came to its end, and the number of samples.
+
+    Raises:
+        Broken: the loader raised, or is empty.
+    """
+    scanned = batches = 0
+    for batch in stream.batches(seconds):
+        for read in readers:
+            read(batch)
+        scanned += size(batch) or 1
+        batches += 1
+        if scanned >= samples:
+            break
+    return stream.finished or batches == _length(loader), scanned
+
+
+def ignored_labels(target: Target) -> frozenset[int]:
+    """The label values that do not count in the loss."""
     index = getattr(target.loss_fn, "ignore_index", None)
     return frozenset({IGNORED, index}) if isinstance(index, int) else frozenset({IGNORED})
 

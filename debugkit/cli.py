@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from debugkit.config import Config
     from debugkit.registry import Registry
     from debugkit.report import FailOn
+    from debugkit.rows import Split
     from debugkit.terminal import Color, Page
 
 COSTS = ("static", "data", "forward", "backward", "training")
@@ -197,6 +198,39 @@ def list_(form: str, config: str | None, color: Color, verbose: bool) -> None:
     page = _page(color)
     contents(registry, page)
     page.show()
+
+
+@commands.command()
+@click.argument("spec")
+@click.option("--samples", type=click.IntRange(min=1), default=4, show_default=True, help="How many to show.")
+@click.option(
+    "--split", type=Choice(["train", "eval"]), default="train", show_default=True, help="The loader."
+)
+@click.option("--full", is_flag=True, help="Show long texts to their end.")
+@_color
+@_verbose
+def peek(spec: str, samples: int, split: Split, full: bool, color: Color, verbose: bool) -> None:
+    """Show samples of what SPEC names as the model sees them.
+
+    Text decoded from the token ids, special tokens, masked positions, supervised tokens, labels.
+    """
+    from debugkit.spec import Spec
+    from debugkit.streams import reserved_stdout
+
+    where = Spec.parse(spec)
+    with reserved_stdout() as stdout:
+        from debugkit.errors import Broken, Unavailable
+        from debugkit.peek import peek as look
+        from debugkit.render.peek import render
+        from debugkit.spec import load_target
+
+        try:
+            found = look(load_target(where), samples, split)
+        except (Broken, Unavailable) as error:
+            raise UsageError(str(error)) from error
+        page = _page(color, stdout)
+        render(found, page, full=full)
+        page.show()
 
 
 @commands.command()

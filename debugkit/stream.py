@@ -38,7 +38,7 @@ class Stream:
 
     def __init__(self, loader: Iterable[Any], name: str, timeout: float) -> None:
         loader, self.indices = _with_recorded_indices(loader)
-        self._name = name
+        self.name = name
         self._loaders = [*_loaders(loader)]
         self._timeout = timeout
         self._prefix: list[Any] = []
@@ -58,7 +58,7 @@ class Stream:
             if not self._advance():
                 break
         if not self._prefix:
-            raise self._failure or Broken(f"`{self._name}` yields no batch: it is empty")
+            raise self._failure or Broken(f"`{self.name}` yields no batch: it is empty")
         return self._prefix[:count]
 
     def batches(self, seconds: float) -> Iterator[Any]:
@@ -88,20 +88,20 @@ class Stream:
         self._single = isinstance(loader, Dataset)
         try:
             with (
-                _time_limit(self._timeout, f"`{self._name}` could not be opened"),
+                _time_limit(self._timeout, f"`{self.name}` could not be opened"),
                 _own_workers(self._loaders),
             ):
                 return iter(loader)
         except Broken:
             raise
         except (Exception, SystemExit) as error:
-            raise Broken(f"`{self._name}` can't be iterated: {one_line(error)}") from error
+            raise Broken(f"`{self.name}` can't be iterated: {one_line(error)}") from error
 
     def _advance(self) -> tuple[Any] | None:
         if self._failure is not None or self._finished:
             return None
         try:
-            late = f"`{self._name}` gave no batch {self._read}"
+            late = f"`{self.name}` gave no batch {self._read}"
             with _time_limit(self._timeout, late), _own_workers(self._loaders):
                 batch = next(self._iterator)
         except StopIteration:
@@ -112,16 +112,16 @@ class Stream:
             return None
         except (Exception, SystemExit, GeneratorExit) as error:
             self._failure = Broken(
-                f"`{self._name}` raised at batch {self._read} (counting from 0): {one_line(error)}"
+                f"`{self.name}` raised at batch {self._read} (counting from 0): {one_line(error)}"
             )
             self._failure.__cause__ = error
             return None
         if size(batch) == 0:
-            self._failure = Broken(f"`{self._name}` yields an empty batch (batch {self._read})")
+            self._failure = Broken(f"`{self.name}` yields an empty batch (batch {self._read})")
             return None
         if self._single and _is_one_sample(batch):
             self._failure = Broken(
-                f"`{self._name}` is a data set that yields single samples; wrap it in a DataLoader"
+                f"`{self.name}` is a data set that yields single samples; wrap it in a DataLoader"
             )
             return None
         self._read += 1

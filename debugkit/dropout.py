@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 DROPOUTS = frozenset(
@@ -177,3 +178,24 @@ def _undoes(name: str, number: float, share: float) -> bool:
 def _is_share(number: float, share: float) -> bool:
     """Whether ``number`` is the share of a mask that was drawn with ``share``, or the rest."""
     return 0 < number < 1 and any(math.isclose(number, s, rel_tol=1e-5) for s in (share, 1 - share))
+
+
+def without_dropout(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a torch function with the dropout inside it switched off."""
+    changed = dict(kwargs)
+    if func is F.scaled_dot_product_attention and changed.get("dropout_p"):
+        changed["dropout_p"] = 0.0
+    elif func is F.multi_head_attention_forward:
+        changed["training"] = False
+    return changed
+
+
+class NoDropout(TorchFunctionMode):
+    """Switches dropout off while active, from outside."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in DROPOUTS and args:
+            return args[0]
+        return func(*args, **without_dropout(func, kwargs or {}))

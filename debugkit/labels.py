@@ -172,7 +172,7 @@ class LabelReader:
     def _add_map(self, labels: torch.Tensor) -> None:
         self._forms["map"] += 1
         if labels.shape[1] > 1 and _is_binary(labels) and bool((labels.sum(1) == 1).all()):
-            labels = labels.argmax(1)
+            labels = labels.long().argmax(1)
         self._count(labels.long())
 
     def _count(self, labels: torch.Tensor) -> None:

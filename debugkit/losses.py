@@ -34,8 +34,12 @@ LOSSES: dict[Callable[..., Any], Expects] = {
     F.hinge_embedding_loss: "values",
 }
 
+ELEMENTWISE = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "poisson_nll_loss", "kl_div"})
+"""Names of the losses that broadcast predictions and targets against each other."""
+
 _RENAMED = {"nll_loss_nd": "nll_loss", "log_probs": "input", "targets": "target"}
 _SAMPLED_ROWS = 512
+_MOST_WEIGHTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,9 @@ class Facts:
         rows: how many rows were sampled.
         normalised_dims: dimensions over which all values, taken as probabilities, sum to 1.
         log_normalised_dims: the same for values taken as log-probabilities.
+        mean: mean of the sampled rows' values.
+        std: their population standard deviation.
+        integral: whether the sampled rows hold whole numbers only.
     """
 
     shape: tuple[int, ...]
@@ -63,6 +70,9 @@ class Facts:
     rows: int
     normalised_dims: tuple[int, ...]
     log_normalised_dims: tuple[int, ...]
+    mean: float = float("nan")
+    std: float = float("nan")
+    integral: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,12 +90,15 @@ class LossCall:
         ignore_index: targets that do not count.
         label_smoothing: as given.
         weight: shape of the class weights, where given.
+        class_weights: the weight of each class, where these are given one by one.
+        pos_weights: how much more each positive label weighs, where that is given.
         log_target: for ``kl_div``: whether the target holds log-probabilities.
         value: the result, for a scalar result.
         location: the user's source line.
         module: dotted name of the module in whose forward it ran; ``None`` outside the model.
         node: the result's autograd node.
         connected: whether the step's loss depends on the result.
+        input_node: the input's autograd node.
     """
 
     name: str
@@ -104,6 +117,9 @@ class LossCall:
     module: str | None
     node: Node = field(repr=False)
     connected: bool = False
+    input_node: Node = field(default=None, repr=False)
+    class_weights: tuple[float, ...] | None = field(default=None, repr=False)
+    pos_weights: tuple[float, ...] | None = field(default=None, repr=False)
 
 
 def loss_call(
@@ -125,7 +141,7 @@ def loss_call(
         result: what it returned.
     """
     prediction, weight = given.get("input"), given.get("weight")
-    if not isinstance(prediction, torch.Tensor) or not prediction.numel():
+    if not isinstance(prediction, torch.Tensor) or not prediction.numel() or _is_batched(prediction):
         return None
     name = loss_name(func)
     by_channel = name in ("cross_entropy", "nll_loss") and prediction.ndim > 1
@@ -150,7 +166,15 @@ def loss_call(
         location=location,
         module=module,
         node=result.grad_fn if isinstance(result, torch.Tensor) else None,
+        input_node=prediction.grad_fn,
+        class_weights=_one_by_one(weight) if by_channel else None,
+        pos_weights=_one_by_one(given.get("pos_weight")),
     )
+
+
+def _is_batched(tensor: torch.Tensor) -> bool:
+    """Whether a tensor stands for many inside ``torch.vmap``, where its values can't be read."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 
 def loss_name(func: Callable[..., Any]) -> str:
@@ -196,7 +220,16 @@ def facts_of(tensor: torch.Tensor, class_dim: int) -> Facts:
         rows=len(rows),
         normalised_dims=dims,
         log_normalised_dims=log_dims,
+        mean=float(rows.mean()),
+        std=float(rows.std(correction=0)),
+        integral=bool((rows == rows.round()).all()),
     )
+
+
+def _one_by_one(weights: Any) -> tuple[float, ...] | None:
+    if not isinstance(weights, torch.Tensor) or weights.ndim > 1 or not 0 < weights.numel() <= _MOST_WEIGHTS:
+        return None
+    return tuple(weights.detach().float().reshape(-1).tolist())
 
 
 def _all_near_one(values: torch.Tensor, dim: int) -> bool:

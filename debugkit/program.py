@@ -16,6 +16,10 @@ from debugkit.errors import Broken
 from debugkit.target import Target
 
 
+class DetachedLossError(Broken):
+    """The step gave its loss as a plain number, which has no graph to train through."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What one step gave.
@@ -177,7 +181,9 @@ def _tensor(loss: Any, where: str) -> torch.Tensor:
     if isinstance(loss, torch.Tensor):
         return loss
     if isinstance(loss, float):
-        raise Broken(f"{where} a Python float, which has no graph to train through; return the loss tensor")
+        raise DetachedLossError(
+            f"{where} a Python float, which has no graph to train through; return the loss tensor"
+        )
     if loss is None:
         raise Broken(f"{where} nothing; return the loss tensor")
     raise Broken(f"{where} a `{type(loss).__name__}`; return the loss as one tensor")

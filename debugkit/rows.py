@@ -22,6 +22,7 @@ LARGEST_ROW = 2**14
 _REDUCED_SIDE = 32
 _KEPT_BYTES = 2**28
 _MASK = "attention_mask"
+_PADDED = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Column:
         mean: ``[n]`` mean of the finite values per sample.
         std: ``[n]`` their population standard deviation.
         nonfinite: ``[n]`` how many values are NaN or infinite.
-        digests: per sample, a hash of the full values; padding at the end does not count where lengths vary.
+        digests: per sample, a hash of the full values without padding, which equal rows share in every split.
         shapes: how often each per-sample shape occurs.
     """
 
@@ -81,6 +82,7 @@ class Rows:
         batch_sizes: samples per batch.
         columns: by path, every key with one tensor per sample.
         texts: by path, every key with one text per sample.
+        label_texts: the paths of the texts that are labels.
         indices: per sample its place in the data set behind the loader; ``None`` where that is not known.
         lengths: per batch, how many samples each of its parts seems to hold.
     """
@@ -91,6 +93,7 @@ class Rows:
     batch_sizes: Sequence[int] = ()
     columns: dict[str, Column] = field(default_factory=dict, repr=False)
     texts: dict[str, list[str]] = field(default_factory=dict, repr=False)
+    label_texts: frozenset[str] = frozenset()
     indices: Sequence[int] | None = field(default=None, repr=False)
     lengths: Sequence[dict[str, int]] = field(default=(), repr=False)
 
@@ -114,24 +117,42 @@ class Rows:
         return f"{self.split}[{number}]{dotted}"
 
     @cached_property
+    def content(self) -> tuple[str, ...]:
+        """The paths of the inputs that tell samples apart: no masks, positions, names and running numbers."""
+        columns = [
+            path
+            for path, column in sorted(self.columns.items())
+            if not column.is_label and len(column.digests) == self.count and not is_aside(column)
+        ]
+        texts = [
+            path
+            for path, texts in sorted(self.texts.items())
+            if len(texts) == self.count and path not in self.label_texts and not self._is_name(texts)
+        ]
+        return (*columns, *texts)
+
+    def contents(self, paths: Sequence[str]) -> list[bytes]:
+        """Per sample, a hash of what it holds under some of the paths of :attr:`content`."""
+        parts = [
+            self.columns[path].digests if path in self.columns else _text_digests(self.texts[path])
+            for path in paths
+        ]
+        return [b"".join(row) for row in zip(*parts, strict=True)]
+
+    @cached_property
     def digests(self) -> list[bytes]:
         """Per sample, a hash of the content of all inputs, masks and running numbers apart."""
-        parts: list[Sequence[bytes]] = [
-            column.digests
-            for path, column in sorted(self.columns.items())
-            if not column.is_label and len(column.digests) == self.count and not _is_aside(column)
-        ]
-        parts += [
-            [hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest() for text in texts]
-            for _, texts in sorted(self.texts.items())
-            if len(texts) == self.count and not self._is_name(texts)
-        ]
-        return [b"".join(row) for row in zip(*parts, strict=True)] if parts else []
+        return self.contents(self.content)
 
     @cached_property
     def label_digests(self) -> list[bytes]:
         """Per sample, a hash of its labels."""
         parts = [column.digests for column in self.labels if len(column.digests) == self.count]
+        parts += [
+            _text_digests(self.texts[path])
+            for path in sorted(self.label_texts)
+            if len(self.texts[path]) == self.count
+        ]
         return [b"".join(row) for row in zip(*parts, strict=True)] if parts else []
 
     def _is_name(self, texts: Sequence[str]) -> bool:
@@ -140,7 +161,11 @@ class Rows:
         return beside and len(set(texts)) == len(texts) and not any(" " in text for text in texts)
 
 
-def _is_aside(column: Column) -> bool:
+def _text_digests(texts: Sequence[str]) -> list[bytes]:
+    return [hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest() for text in texts]
+
+
+def is_aside(column: Column) -> bool:
     """Whether a column says nothing about a sample's content: a mask, positions, or a running number."""
     name = column.path.rpartition(".")[2]
     if name.endswith("mask") or name == "position_ids":
@@ -198,6 +223,7 @@ class RowReader:
                 path: gathered.read(path, path in self._labels) for path, gathered in self._columns.items()
             },
             texts=self._texts,
+            label_texts=frozenset(self._labels.keys() & self._texts.keys()),
             indices=self._places(drawn),
             lengths=tuple(self._lengths),
         )
@@ -228,17 +254,19 @@ class _Gathered:
         self._values: list[torch.Tensor] = []
         self._samples: list[int] = []
         self._stats: list[torch.Tensor] = []
-        self._raw: list[bytes] = []
-        self._bare: list[bytes] = []
+        self._digests: list[bytes] = []
         self._shapes: Counter[tuple[int, ...]] = Counter()
         self._reduced = False
         self._dtype = torch.float32
+        self._pad: float | None = None
 
     def add(self, values: Any, first: int, content: torch.Tensor | None, room: int) -> int:
         """Take in one value per sample; gives the bytes that were kept."""
         kept = 0
-        if isinstance(values, torch.Tensor):
+        padded = isinstance(values, torch.Tensor)
+        if padded:
             values = values.cpu()
+            self._pad = _pad(values) if self._pad is None else self._pad
             self._stats.append(_statistics(values.flatten(1) if values.ndim > 1 else values.unsqueeze(1)))
         else:
             self._stats += [_statistics(value.cpu().reshape(1, -1)) for value in values]
@@ -247,8 +275,8 @@ class _Gathered:
             self._dtype = value.dtype
             self._shapes[tuple(value.shape)] += 1
             self._samples.append(first + number)
-            self._raw.append(_digest(value))
-            self._bare.append(_digest(_without_padding(value, None if content is None else content[number])))
+            mask = None if content is None else content[number]
+            self._digests.append(_digest(_without_padding(value, mask, self._pad) if padded else value))
             small = value.numel() <= LARGEST_ROW and kept < room
             self._reduced |= not small
             row = value.clone() if small else _thinned(value)
@@ -270,7 +298,7 @@ class _Gathered:
             mean=stats[:, 2],
             std=stats[:, 3],
             nonfinite=stats[:, 4].astype(np.int64),
-            digests=self._bare if len(self._shapes) > 1 else self._raw,
+            digests=self._digests,
             shapes=self._shapes,
         )
 
@@ -301,17 +329,30 @@ def _digest(value: torch.Tensor) -> bytes:
     return hashlib.blake2b(header + value.numpy().tobytes(), digest_size=16).digest()
 
 
-def _without_padding(value: torch.Tensor, content: torch.Tensor | None) -> torch.Tensor:
-    """The value at the positions that count, or up to where it only repeats its last entry.
+def _pad(values: torch.Tensor) -> float | None:
+    """What many rows ``[rows, length]`` are filled up with at their end, where that shows."""
+    if values.ndim != 2 or values.shape[1] < 2 or len(values) < 4:
+        return None
+    ends = Counter(values[values[:, -1] == values[:, -2], -1].tolist())
+    value, count = next(iter(ends.most_common(1)), (None, 0))
+    return value if count >= _PADDED * len(values) else None
 
-    A mask that leaves out different values is not believed.
+
+def _without_padding(value: torch.Tensor, content: torch.Tensor | None, pad: float | None) -> torch.Tensor:
+    """The value at the positions that count, without the padding at its end.
+
+    A mask that leaves out different values is not believed. Where it is not known what rows are padded with, what
+    repeats at the end is kept once.
     """
     if not value.ndim or not len(value):
         return value
-    if content is not None and len(content) == len(value) and not bool(content.all()):
+    if content is not None and len(content) == len(value):
         outside = value[~content]
-        if bool((outside == outside[0]).all()):
+        if not len(outside) or bool((outside == outside[0]).all()):
             return value[content]
+    if pad is not None and value.ndim == 1:
+        kept = (value != pad).nonzero()
+        return value[: int(kept[-1]) + 1] if len(kept) else value[:0]
     same = (value == value[-1]).flatten(1).all(1) if value.ndim > 1 else value == value[-1]
     differing = (~same).nonzero()
     return value[: int(differing[-1]) + 2] if len(differing) else value[:1]

@@ -94,17 +94,16 @@ class Sandbox:
         self._switches = _Switches()
         stop = (torch.nn.Module, torch.optim.Optimizer)
         train = reachable(target.train_loader, stop=stop, most=_LOOKED_INTO)
-        data = train + reachable(
-            target.eval_loader, target.tokenizer, leave=train, stop=stop, most=_LOOKED_INTO
-        )
+        other = reachable(target.eval_loader, target.tokenizer, leave=train, stop=stop, most=_LOOKED_INTO)
         self.one_way = one_way(train)
-        learners = [value for value in data if isinstance(value, stop)]
-        data = [value for value in data if not isinstance(value, stop)]
+        learners = [value for value in (*train, *other) if isinstance(value, stop)]
+        train, other = ([value for value in part if not isinstance(value, stop)] for part in (train, other))
+        data = train + other
         rest = (target.loss_fn, target.training_step, target.metric, target.optimizer, target.scheduler)
         program = reachable(target.model, *learners, *rest, leave=data)
-        self._data, self._program = Snapshot(data), Snapshot(program)
+        self._train, self._data, self._program = Snapshot(train), Snapshot(other), Snapshot(program)
         self._modules = [value for value in program if isinstance(value, torch.nn.Module)]
-        missed = [*self._data.missed, *self._program.missed]
+        missed = [*self._train.missed, *self._data.missed, *self._program.missed]
         self._data_tensors = tensor_states(data, missed)
         self._tensors = tensor_states(program, missed)
         parameters = {id(p) for module in self._modules for p in module._parameters.values()}
@@ -120,14 +119,19 @@ class Sandbox:
 
     def __exit__(self, *exc: object) -> None:
         with uninterrupted():
-            self._undo(self._data, self._data_tensors)
+            self._undo(self._data, self._data_tensors, self._train)
             self.restore()
-        del self._data, self._program, self._modules, self._data_tensors, self._tensors
+        del self._train, self._data, self._program, self._modules, self._data_tensors, self._tensors
 
     def restore(self) -> None:
         """Put everything back as it was on entry, but for the data. An interrupt waits until this is done."""
         with uninterrupted():
             self._undo(self._program, self._tensors, self._switches, self._randomness)
+
+    def rewind(self) -> None:
+        """Put the training data back as it was on entry, to read it as if for the first time."""
+        with uninterrupted():
+            self._undo(self._train, self._data_tensors)
 
     def _undo(self, snapshot: Snapshot, tensors: Mapping[int, TensorState], *more: Any) -> None:
         failures: list[Exception] = []

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from debugkit.batch import tensors
 from debugkit.cuts import Cut, CutWatch, tensors_in
+from debugkit.entries import Entry, EntryWatch
 from debugkit.graph import Node, Producer, gradient_edge, producers
 from debugkit.losses import LOSSES, LossCall, bind_loss, loss_call
 from debugkit.source import is_library_class, user_location
@@ -75,6 +76,7 @@ class Recorder(TorchFunctionMode):
         self.root_call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self.root_output: Any = None
         self._cuts = CutWatch()
+        self._entries = EntryWatch()
         self._frames: list[tuple[str, bool, bool]] = []
         self._activations: dict[int, Producer] = {}
         self._alive: list[Node] = []
@@ -96,6 +98,7 @@ class Recorder(TorchFunctionMode):
                     self.created.setdefault(id(value), user_location())
         if func is torch.Tensor.backward:
             self.differentiated.append(args[0])
+        self._entries.see(name, args, kwargs, self.module)
         result = func(*args, **kwargs)
         if name in _ACTIVATIONS:
             self._activation(name, result, args, kwargs)
@@ -122,6 +125,11 @@ class Recorder(TorchFunctionMode):
     def cuts(self) -> tuple[Cut, ...]:
         """The places where values left the graph."""
         return self._cuts.cuts()
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The places where data met weights."""
+        return self._entries.entries()
 
     @property
     def module(self) -> str | None:
@@ -206,8 +214,9 @@ def record(model: torch.nn.Module) -> Iterator[Recorder]:
         recorder.root_output = output
 
     try:
-        handles.append(model.register_forward_pre_hook(keep_call, with_kwargs=True))
-        handles.append(model.register_forward_hook(keep_output))
+        if not isinstance(model, torch.jit.ScriptModule):
+            handles.append(model.register_forward_pre_hook(keep_call, with_kwargs=True))
+            handles.append(model.register_forward_hook(keep_output))
         for name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue

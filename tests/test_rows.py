@@ -72,6 +72,21 @@ def test_padding_does_not_make_samples_differ() -> None:
     assert len(set(read(short, other).digests)) == 2
 
 
+def test_the_longest_row_of_a_batch_equals_its_padded_twin() -> None:
+    text = [5, 6, 7, 9]
+    padded = torch.tensor([[*text, 0, 0], [3, 4, 8, 0, 0, 0], [4, 3, 8, 0, 0, 0], [8, 5, 4, 1, 6, 5]])
+    longest = torch.tensor([[2, 8, 7, 0], [3, 8, 0, 0], text, [1, 4, 6, 0]])
+    rows = read({"input_ids": padded}, {"input_ids": longest})
+    assert rows.digests[0] == rows.digests[6]
+    assert len(set(rows.digests)) == 7
+
+
+def test_equal_tokens_at_the_end_are_no_padding_under_a_mask() -> None:
+    short = {"input_ids": torch.tensor([[5, 6, 6]]), "attention_mask": torch.ones(1, 3).long()}
+    long = {"input_ids": torch.tensor([[5, 6, 6, 0]]), "attention_mask": torch.tensor([[1, 1, 1, 0]])}
+    assert len(set(read(short, long).digests)) == 1
+
+
 def test_names_and_running_numbers_are_no_content() -> None:
     batch = {"x": torch.ones(4, 3), "idx": torch.arange(4), "file": ["a.png", "b.png", "c.png", "d.png"]}
     assert len(set(read(batch).digests)) == 1

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterator
 
 import torch
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.blame import advise, blame, describe, last_cut
+from debugkit.blame import advise, blame, describe
 from debugkit.parameters import amount, groups_of, places
 from debugkit.probes.gradients import Gradients
+from debugkit.probes.loss_response import LossResponse
 from debugkit.probes.model_state import ModelState
 from debugkit.probes.training_step import TrainingStep
 from debugkit.source import is_library_class
@@ -18,7 +20,11 @@ from debugkit.testing import blobs, mlp
 
 @check
 def missing_gradients(
-    target: Target, state: ModelState, step: TrainingStep, gradients: Gradients
+    target: Target,
+    state: ModelState,
+    step: TrainingStep,
+    gradients: Gradients,
+    response: LossResponse | None,
 ) -> Iterator[Finding]:
     """A trainable parameter gets no gradient, so training leaves it as it is.
 
@@ -60,20 +66,15 @@ def missing_gradients(
             "gradients are switched off where training starts, so no backward pass is possible",
             hint="undo `torch.set_grad_enabled(False)`, or leave the `torch.no_grad()` block",
         )
-    if torch.Size(step.loss_shape).numel() != 1:
-        yield fail(
-            f"the loss is no scalar but has shape {list(step.loss_shape)}, so `loss.backward()` raises",
-            hint='average it: `reduction="mean"`, or `loss.mean()`',
-        )
-    if not step.has_graph:
-        yield _no_graph(step, trainable)
-        return
+    if step.is_cut_off:
+        raise Unavailable("the loss leads to no parameter at all; see `loss-connected`")
     if _constant_output(step):
         raise Unavailable("the model's output is constant by construction; see `logits-vs-probs`")
     lost = [name for name in gradients.missing if name not in gradients.conditional]
     yield from _lost(target.model, step, gradients, lost)
     yield from _strangers(step)
-    yield from _zero(target.model, step, gradients)
+    if math.isfinite(step.loss) and not (response is not None and response.cancelled):
+        yield from _zero(target.model, step, gradients)
     if some := [*gradients.conditional, *gradients.sometimes]:
         yield note(
             f"{len(some)} parameters only run on some batches (such as `{some[0]}`): experts or dropped layers",
@@ -90,24 +91,6 @@ def missing_gradients(
         yield note(
             f"all {len(trainable)} trainable parameters get a gradient ({looked})", parameters=len(trainable)
         )
-
-
-def _no_graph(step: TrainingStep, trainable: Iterable[str]) -> Finding:
-    cut = last_cut(step.cuts)
-    count = len(list(trainable))
-    if cut is None:
-        return fail(
-            f"the loss has no graph, so none of the {count} trainable parameters gets a gradient",
-            hint="return the loss tensor that the model's outputs lead to",
-            parameters=count,
-        )
-    return fail(
-        f"the loss has no graph, so none of the {count} trainable parameters gets a gradient: {describe(cut)}",
-        where=cut.module or None,
-        location=cut.location,
-        hint=advise(cut),
-        parameters=count,
-    )
 
 
 def _lost(

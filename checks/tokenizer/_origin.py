@@ -19,7 +19,9 @@ def foreign(decoded: Decoded, min_recovered: float) -> Iterator[Finding]:
     found = [(row, index) for row in decoded.rows for index in row.ids if not knows(index)]
     if not found:
         strange = sorted(index for index in decoded.padding if not knows(index))
-        if strange:
+        if strange and decoded.vectors is not None and not 0 <= strange[0] < decoded.vectors:
+            yield note(f"the padding is `{strange[0]}`, an id without a row: that is `vocabulary-size`'s")
+        elif strange:
             yield warn(
                 f"the padding is `{strange[0]}`, and the tokenizer has no such id: an embedding has no vector for it",
                 hint="pad the inputs with `tokenizer.pad_token_id`; only labels are padded with `-100`",
@@ -36,9 +38,15 @@ def foreign(decoded: Decoded, min_recovered: float) -> Iterator[Finding]:
     said = f"{len(ids):,} of {decoded.tokens:,} token ids are {which}: the tokenizer has no such id"
     said += f", its last one is {size - 1}" if size else ""
     where = f"train[{found[0][0].sample}]"
-    within = lowest >= 0 and decoded.vectors is not None and highest < decoded.vectors
+    within = decoded.vectors is not None
     if decoded.media:
         yield note(f"{said}; they may stand for what comes with the text", where=where, foreign=len(ids))
+    elif decoded.vectors is not None and not (lowest >= 0 and highest < decoded.vectors):
+        yield note(
+            f"{said}, and the embedding has {decoded.vectors:,} rows: that is `vocabulary-size`'s",
+            where=where,
+            foreign=len(ids),
+        )
     elif within and are_own(decoded, decoded.rows, min_recovered):
         yield warn(f"{said}; the rest is this tokenizer's", where=where, hint=hint, foreign=len(ids))
     else:

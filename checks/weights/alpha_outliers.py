@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -21,6 +21,8 @@ _FEWEST_PEERS = 3
 _OUTLIER_PEERS = 6
 _OUTLIER_SCORE = 3.5
 _WEAK_TAIL_EIGENVALUES = 128
+_FEW_WEAK = 2
+_FEW_WEAK_SHARE = 0.05
 
 
 @check
@@ -59,7 +61,7 @@ def alpha_outliers(
 
     ## Known limits
     Alpha alone is no verdict: noise lands between 2 and 6 as often as trained layers do, so alpha under 2 and
-    outliers among peers are notes. Matrices with a side under 128 are recognised as untrained only by their
+    outliers among peers are notes, and so are weak tails in more than a few layers. Matrices with a side under 128 are recognised as untrained only by their
     uniform values (torch's default initialisation), matrices with a side under 32 not at all. In the first
     hundreds of steps layers leave their initialisation one by one, so nothing is called untrained or weak
     until most layers are far from it. A new layer
@@ -79,11 +81,13 @@ def alpha_outliers(
     if judged:
         yield _summary(spectra, state)
     if state.trained:
+        weak = []
         for layer in judged:
             if state.state(layer) == "initial":
                 yield _untrained(target, layer, state, spectra)
             elif state.state(layer) == "trained" and _weak_tail(layer, max_alpha, min_sigmas):
-                yield _weak(layer, max_alpha)
+                weak.append(layer)
+        yield from _weak_tails(weak, judged, max_alpha)
         yield from _low_alphas(judged)
         yield from _outliers(judged)
 
@@ -220,6 +224,20 @@ def _weak(layer: LayerSpectrum, max_alpha: float) -> Finding:
         where=layer.parameter,
         hint="compare its gradient and learning rate with its neighbours' over a longer training",
         **_measured(layer),
+    )
+
+
+def _weak_tails(
+    weak: list[LayerSpectrum], judged: Sequence[LayerSpectrum], max_alpha: float
+) -> Iterator[Finding]:
+    """A few weak tails stand out; many are how this model is."""
+    if len(weak) <= max(_FEW_WEAK, _FEW_WEAK_SHARE * len(judged)):
+        yield from (_weak(layer, max_alpha) for layer in weak)
+        return
+    yield note(
+        f"alpha stays above {max_alpha:g} in {len(weak)} of {len(judged)} layers: {_names(weak)}. With so many, it is "
+        "a property of this model, and no layer stands out",
+        layers=len(weak),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -73,20 +73,45 @@ def _trainer_class() -> Any:
 
 
 def _training_step(trainer: Any) -> Callable[[torch.nn.Module, Any], torch.Tensor]:
-    """What ``Trainer.training_step`` does before ``backward``; the trainer's own records stay as they are."""
+    """What ``Trainer.training_step`` does before ``backward``; the trainer's own records stay as they are.
+
+    Its attribute ``in_window(model, batch, window)`` gives what is backpropagated for a batch as one of those that an
+    optimizer step takes.
+    """
 
     def training_step(model: torch.nn.Module, batch: Any) -> torch.Tensor:
-        with _unchanged(trainer):
-            _as_train_begins(trainer, model)
-            model.train()
-            (batch,), items = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
-            inputs = trainer._prepare_inputs(batch)
-            items = None if trainer.args.n_gpu > 1 else items
-            with _forward_autocast(trainer.accelerator, model), trainer.compute_loss_context_manager():
-                loss: torch.Tensor = trainer.compute_loss(model, inputs, num_items_in_batch=items)
-        return loss
+        return _loss(trainer, model, batch, [batch])[0]
 
+    def in_window(model: torch.nn.Module, batch: Any, window: Sequence[Any]) -> torch.Tensor:
+        loss, items = _loss(trainer, model, batch, window)
+        return loss if _is_scaled(trainer, items) else loss / len(window)
+
+    training_step.in_window = in_window  # type: ignore[attr-defined]
     return training_step
+
+
+def _loss(
+    trainer: Any, model: torch.nn.Module, batch: Any, window: Sequence[Any]
+) -> tuple[torch.Tensor, Any]:
+    """The loss of a batch, and how many targets the window's batches hold, where the trainer counts them."""
+    with _unchanged(trainer):
+        _as_train_begins(trainer, model)
+        model.train()
+        _, items = trainer.get_batch_samples(iter(window), len(window), trainer.args.device)
+        inputs = trainer._prepare_inputs(batch)
+        items = None if trainer.args.n_gpu > 1 else items
+        with _forward_autocast(trainer.accelerator, model), trainer.compute_loss_context_manager():
+            loss: torch.Tensor = trainer.compute_loss(model, inputs, num_items_in_batch=items)
+    return loss, items
+
+
+def _is_scaled(trainer: Any, items: Any) -> bool:
+    """Whether the trainer takes a loss for one that is divided by the targets of the whole window."""
+    scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
+    if scaled is not None:
+        return bool(scaled)
+    accepts = trainer.model_accepts_loss_kwargs and items is not None
+    return bool(accepts) or getattr(trainer, "compute_loss_func", None) is not None
 
 
 def _as_train_begins(trainer: Any, model: torch.nn.Module) -> None:

@@ -179,9 +179,7 @@ def is_table(module: nn.Module) -> bool:
 
 def adapter_parameters(model: nn.Module) -> set[int]:
     """The ids of parameters that belong to a layer's adapter: beside what it keeps as ``base_layer``."""
-    wrappers = [
-        module for module in model.modules() if isinstance(module._modules.get("base_layer"), nn.Module)
-    ]
+    wrappers = [module for module in model.modules() if "base_layer" in dict(module.named_children())]
     return {
         id(parameter)
         for wrapper in wrappers
@@ -191,7 +189,11 @@ def adapter_parameters(model: nn.Module) -> set[int]:
 
 
 def _find(model: nn.Module) -> tuple[list[_Matrix], list[SkippedMatrix]]:
-    tables = {id(module._parameters.get("weight")) for module in model.modules() if is_table(module)}
+    tables = {
+        id(dict(module.named_parameters(recurse=False)).get("weight"))
+        for module in model.modules()
+        if is_table(module)
+    }
     adapters = adapter_parameters(model)
     found: list[_Matrix] = []
     skipped: list[SkippedMatrix] = []
@@ -246,7 +248,22 @@ def unreadable(parameter: torch.Tensor) -> str | None:
         return "sparse"
     if parameter.ndim < 2:
         return "a vector"
-    return None if parameter.numel() else "empty"
+    if not parameter.numel():
+        return "empty"
+    return "dequantised from 4 bits" if _is_dequantised(parameter.detach()) else None
+
+
+def _is_dequantised(weight: torch.Tensor, block: int = 32, levels: int = 16) -> bool:
+    """Whether blocks of values along the last dimension take few levels each, as they do after GGUF's Q4 or NF4."""
+    if weight.shape[-1] < block:
+        return False
+    rows = weight.reshape(-1, weight.shape[-1])[:64, :block].float().sort(1).values
+    distinct = 1 + (rows.diff(dim=1) != 0).sum(1)
+    return (
+        bool((distinct <= levels).all())
+        and int(distinct.median()) >= 5
+        and bool((rows != 0).float().mean() > 0.5)
+    )
 
 
 def _cut(

@@ -10,6 +10,7 @@ import torch
 
 from debugkit.batch import tensors
 from debugkit.cuts import Cut
+from debugkit.entries import Entry
 from debugkit.errors import Broken, one_line
 from debugkit.evidence import Cost
 from debugkit.graph import ZERO_GRADIENT_OPS, Node, Producer, ancestors, custom_function, leaves
@@ -76,6 +77,7 @@ class TrainingStep:
         own_loss: whether the loss is one of the model's own outputs (up to scaling).
         root_call: ``(args, kwargs)`` of the model's own last call, where the step called the model as a whole.
         output_marks: see :func:`marks`, of that call's outputs.
+        entries: the places where data met weights, in order.
     """
 
     cost: ClassVar[Cost] = "backward"
@@ -100,6 +102,7 @@ class TrainingStep:
     own_loss: bool
     root_call: tuple[tuple[Any, ...], dict[str, Any]] | None = field(repr=False)
     output_marks: tuple[float, ...] = field(repr=False)
+    entries: tuple[Entry, ...] = field(repr=False, default=())
 
     @staticmethod
     def collect(target: Target, sandbox: Sandbox, batches: Batches) -> TrainingStep:
@@ -116,6 +119,12 @@ class TrainingStep:
                 target.model.train()
             step = _trace(target, batches.first)
         return replace(step, set_modes=True) if sets_modes else step
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the loss leads to no trainable parameter at all."""
+        found = any(not gradient.missing for gradient in self.gradients.values())
+        return not self.has_graph or not (found or self.reached or self.strangers)
 
     def left_out_by(self, model: torch.nn.Module, name: str) -> str | None:
         """The innermost module that runs and whose output does not depend on a parameter.
@@ -248,6 +257,7 @@ def _trace(target: Target, batch: Any) -> TrainingStep:
         own_loss=_is_own_loss(loss, recorder.root_output),
         root_call=recorder.root_call,
         output_marks=output_marks,
+        entries=recorder.entries,
     )
 
 

@@ -15,7 +15,7 @@ import debugkit
 from debugkit import Target
 from debugkit.evidence import Deadline
 from debugkit.probes.initial_state import InitialState
-from debugkit.probes.layer_spectra import LayerSpectra
+from debugkit.probes.layer_spectra import LayerSpectra, unreadable
 from debugkit.report import Result
 from debugkit.testing import blobs
 
@@ -391,3 +391,14 @@ def test_model_is_untouched(minilm: nn.Module) -> None:
     assert torch.equal(rng, torch.get_rng_state())
     assert all(torch.equal(before[name], tensor) for name, tensor in minilm.state_dict().items())
     assert all(parameter.grad is None for parameter in minilm.parameters())
+
+
+def test_weights_that_were_packed_into_four_bits_are_left_out() -> None:
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).view(-1, 32)
+    low, high = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
+    packed = ((weight - low) / (high - low) * 15).round() / 15 * (high - low) + low
+    assert unreadable(packed.view(64, 64)) == "dequantised from 4 bits"
+    assert unreadable(weight.view(64, 64)) is None
+    assert unreadable(weight.view(64, 64).bfloat16()) is None
+    assert unreadable(torch.eye(64)) is None
+    assert unreadable(torch.zeros(64, 64)) is None

@@ -471,20 +471,32 @@ def step(model: Any, batch: Any) -> Any:
 
 def test_ids_that_the_tokenizer_does_not_have() -> None:
     rows = encoded(bert())
+    tableless, mean = torch.nn.Linear(1, 1), lambda model, batch: model.weight.mean()
     beyond = [[row[0], *(index + len(bert()) for index in row[1:-1]), row[-1]] for row in rows]
-    result = judge(pretrained(), [padded(bert(), beyond)], bert(), step)
+    result = judge(tableless, [padded(bert(), beyond)], bert(), mean)
     assert result.status == "fail"
     assert "has no such id, its last one is 30521" in message(result)
     for tokenizer in (bert()._tokenizer, bert()):
         batch = padded(bert(), rows)
         batch["input_ids"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        result = judge(pretrained(), [batch], tokenizer, step)
+        result = judge(tableless, [batch], tokenizer, mean)
         assert result.status == "warn"
         assert "the padding is `-100`" in message(result)
         del batch["attention_mask"]
-        result = judge(pretrained(), [batch], tokenizer, step)
+        result = judge(tableless, [batch], tokenizer, mean)
         assert result.status == "fail"
         assert "negative, down to -100" in message(result)
+
+
+def test_ids_without_a_row_are_left_to_vocabulary_size() -> None:
+    rows = encoded(bert())
+    beyond = [[row[0], *(index + len(bert()) for index in row[1:-1]), row[-1]] for row in rows]
+    batch = padded(bert(), rows)
+    batch["input_ids"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    for given in (padded(bert(), beyond), batch, {"input_ids": batch["input_ids"]}):
+        result = judge(pretrained(), [given], bert(), step)
+        assert result.status == "pass"
+        assert "`vocabulary-size`" in result.findings[0].message
 
 
 def test_ids_of_tokens_that_the_model_has_and_the_tokenizer_not() -> None:

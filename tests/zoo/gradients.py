@@ -86,7 +86,7 @@ def rounding_without_a_straight_through_estimator(broken: bool) -> Target:
     return classifier(Two(quantise))
 
 
-@pair("missing-gradients", source=HUMBATOVA)
+@pair("loss-connected", source=HUMBATOVA)
 def loss_rebuilt_from_a_number(broken: bool) -> Target:
     def loss(logits, y):
         value = F.cross_entropy(logits, y)

@@ -271,7 +271,7 @@ def ids_beyond_the_tokenizer(broken: bool) -> Target:
 
 
 @pair(
-    "tokenizer-output",
+    "vocabulary-size",
     source="https://huggingface.co/docs/transformers/main_classes/data_collator",
     where="negative",
 )

@@ -211,6 +211,7 @@ PARTICULAR: dict[str, dict[str, Any]] = {
         "num_buckets": 2,
     },
     "t5": {"decoder_start_token_id": PAD},
+    "xlm": {"causal": True},
     "perceiver": {
         "num_latents": 8,
         "d_latents": 32,
@@ -262,15 +263,34 @@ def target_of(architecture: str, head: str) -> Any:
     from debugkit import Target
 
     model = build(architecture, head)
+    samples = rows(head)
+    if head == "causal" and not _shifts_labels(model, samples):
+        samples = [_shifted(row) for row in samples]
     torch.manual_seed(0)
     loader = torch.utils.data.DataLoader(
-        rows(head),  # type: ignore[arg-type]
+        samples,  # type: ignore[arg-type]
         batch_size=BATCH,
         shuffle=True,
         generator=torch.Generator().manual_seed(0),
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     return Target(model, loader, optimizer=optimizer, name=f"{architecture}/{head}")
+
+
+def _shifts_labels(model: torch.nn.Module, samples: list[dict[str, torch.Tensor]]) -> bool:
+    """Whether a causal model's own loss holds each output against the next label, as most do."""
+    batch = torch.utils.data.default_collate(samples[:BATCH])
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        outputs = copy.deepcopy(model).eval()(**batch)
+    scores, labels = outputs.logits, batch["labels"]
+    if scores.shape[:2] != labels.shape:
+        return True
+    in_place = torch.nn.functional.cross_entropy(scores.flatten(0, 1).float(), labels.flatten())
+    return abs(float(in_place - outputs.loss)) > 1e-4
+
+
+def _shifted(row: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**row, "labels": torch.cat([row["labels"][1:], torch.tensor([-100])])}
 
 
 def judge(architecture: str, head: str, ignore: str | None, max_cost: str) -> Row:

@@ -20,7 +20,7 @@ from debugkit import Target
 from debugkit.batch import split, tensors
 from debugkit.runner import Run
 
-BOUND = 12.0
+BOUND = 16.0
 SETUP = "(before any)"
 
 
@@ -120,7 +120,7 @@ def _values(inputs: Any) -> int:
     return max((tensor.numel() for tensor in found), default=1)
 
 
-def encoder() -> Target:
+def encoder(batch_size: int = 16) -> Target:
     """A BERT classifier with dropout."""
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -130,10 +130,10 @@ def encoder() -> Target:
     ids = _token_ids(vocabulary=60)
     labels = torch.arange(len(ids)) % 2
     ids[:, 1] = 3 + labels
-    return _transformer(BertForSequenceClassification(config).train(), ids, labels)
+    return _transformer(BertForSequenceClassification(config).train(), ids, labels, batch_size)
 
 
-def decoder() -> Target:
+def decoder(batch_size: int = 16) -> Target:
     """A small Llama that learns to repeat."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -141,10 +141,10 @@ def decoder() -> Target:
         vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
     )
     ids = _token_ids(vocabulary=60)[:, :4].repeat(1, 3)
-    return _transformer(LlamaForCausalLM(config).train(), ids, ids.clone())
+    return _transformer(LlamaForCausalLM(config).train(), ids, ids.clone(), batch_size)
 
 
-def cnn() -> Target:
+def cnn(batch_size: int = 16) -> Target:
     """A convolutional classifier with BatchNorm."""
     torch.manual_seed(0)
     labels = torch.arange(64) % 2
@@ -158,25 +158,25 @@ def cnn() -> Target:
         torch.nn.Linear(8, 2),
     )
     loader = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(images, labels), batch_size=16, shuffle=True
+        torch.utils.data.TensorDataset(images, labels), batch_size=batch_size, shuffle=True
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     return Target(model, loader, torch.nn.CrossEntropyLoss(), optimizer=optimizer)
 
 
-TARGETS: dict[str, Callable[[], Target]] = {"encoder": encoder, "decoder": decoder, "cnn": cnn}
+TARGETS: dict[str, Callable[..., Target]] = {"encoder": encoder, "decoder": decoder, "cnn": cnn}
 
 
 def _token_ids(vocabulary: int) -> torch.Tensor:
     return torch.randint(5, vocabulary, (64, 12), generator=torch.Generator().manual_seed(0))
 
 
-def _transformer(model: torch.nn.Module, ids: torch.Tensor, labels: torch.Tensor) -> Target:
+def _transformer(model: torch.nn.Module, ids: torch.Tensor, labels: torch.Tensor, batch_size: int) -> Target:
     rows = [
         {"input_ids": i, "attention_mask": torch.ones_like(i), "labels": y}
         for i, y in zip(ids, labels, strict=True)
     ]
-    loader = torch.utils.data.DataLoader(rows, batch_size=16, shuffle=True)  # type: ignore[arg-type]
+    loader = torch.utils.data.DataLoader(rows, batch_size=batch_size, shuffle=True)  # type: ignore[arg-type]
     return Target(model, loader, optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3))
 
 
@@ -198,16 +198,17 @@ def main() -> int:
     parser.add_argument(
         "--bound", type=float, default=BOUND, help="most F without training probes (%(default)s)"
     )
+    parser.add_argument("--batch-size", type=int, default=16, help="samples per batch (%(default)s)")
     parser.add_argument("--training", action="store_true", help="also count a run with the training probes")
     arguments = parser.parse_args()
     above = 0
     for name, make in TARGETS.items():
-        counter = count(make(), {"max-cost": "backward"})
+        counter = count(make(arguments.batch_size), {"max-cost": "backward"})
         cost = counter.total.cost
         above += cost > arguments.bound
         print(f"{name}: {cost:.1f} F (bound {arguments.bound:g})\n{table(counter)}\n")
         if arguments.training:
-            print(f"{name} with training probes\n{table(count(make()))}\n")
+            print(f"{name} with training probes\n{table(count(make(arguments.batch_size)))}\n")
     return int(above > 0)
 
 

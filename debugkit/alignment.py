@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 SHIFTS = (-1, 0, 1, 2)
 NEXT = 1
@@ -14,6 +15,7 @@ _SAME = 0.9
 _APART = 0.2
 _FEWEST = 8
 _FEWEST_TOKENS = 3
+_MOST_DROPPED = 2
 _ONE_TARGET = 0.7
 _BALANCE = 0.1
 _CROSS_ENTROPY = 0.9
@@ -60,7 +62,10 @@ class Aligned:
     shift: int | None
 
     def rows_first(self, positions: torch.Tensor) -> torch.Tensor:
-        """Values for each position, in the order of the targets, as ``[rows, length]``."""
+        """Values for each position, in the order of the targets, as ``[rows, length]``; 0 where there are no scores."""
+        missing = self.ids.shape[1] - positions.shape[-1]
+        if positions.ndim == 2 and len(positions) == len(self.ids) and 0 < missing <= _MOST_DROPPED:
+            positions = F.pad(positions, (0, missing))
         return _rows_first(positions, self.ids.shape, self.swapped)
 
 
@@ -96,7 +101,8 @@ def align(
 ) -> Aligned | None:
     """Find the ids that targets belong to, by rows and by columns.
 
-    Ids whose next token is the target come first: a decoder that writes what its encoder reads has both.
+    Ids whose next token is the target come first: a decoder that writes what its encoder reads has both. Where all ids
+    are longer, as in a model that leaves out its last scores, the last positions have no target.
 
     Args:
         targets: ``[rows, length]``, ``[length, rows]`` or flat.
@@ -106,6 +112,8 @@ def align(
     Returns:
         ``None`` where no candidate has the targets' shape.
     """
+    if not any(ids.numel() == targets.numel() for ids in candidates):
+        targets = _filled_up(targets, candidates)
     found: list[tuple[tuple[bool, float, bool, bool], Aligned]] = []
     for number, ids in enumerate(candidates):
         for turned, swapped in _orientations(ids, targets):
@@ -143,6 +151,16 @@ def shift_of(matches: Mapping[int, Match], targets: torch.Tensor) -> int | None:
         return None
     others = (matches[other].share for other in matches if other != shift)
     return shift if all(share <= match.share - _APART for share in others) else None
+
+
+def _filled_up(targets: torch.Tensor, candidates: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Targets with -1 in the last one or two places, where ids have that many more."""
+    for ids in candidates:
+        if ids.ndim == targets.ndim == 2 and len(ids) == len(targets):
+            missing = ids.shape[1] - targets.shape[1]
+            if 0 < missing <= _MOST_DROPPED:
+                return F.pad(targets, (0, missing), value=-1)
+    return targets
 
 
 def _orientations(ids: torch.Tensor, targets: torch.Tensor) -> Iterator[tuple[bool, bool]]:

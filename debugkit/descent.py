@@ -23,12 +23,12 @@ def descend_freely(objective: Objective, start: torch.Tensor) -> tuple[float, to
         values.grad = None
         loss = objective(values)
         loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss)
+        return float(loss.detach())
 
     try:
         with own_steps():
             solver.step(closure)  # type: ignore[no-untyped-call]
-    except IndexError:  # its line search gives up where a value is not a number
+    except (IndexError, RuntimeError):  # its line search gives up where a value is not a number or has no end
         return math.nan, start
     return float(objective(values.detach())), values.detach()
 
@@ -49,7 +49,7 @@ def descend_within(
         assert place.grad is not None
         with torch.no_grad():
             gap = torch.maximum(place.grad * place, place.grad * (place - 1)).sum()
-            best, certified = min(best, float(loss)), max(certified, float(loss - gap))
+            best, certified = min(best, float(loss.detach())), max(certified, float(loss.detach() - gap))
             with own_steps():
                 adam.step()
             place.clamp_(0, 1)

@@ -176,6 +176,7 @@ class Flow(TorchFunctionMode):
             for tensor in tensors:
                 before = self._marks.get(id(tensor), Mark(tensor))
                 self._marks[id(tensor)] = replace(before, sources=before.sources | {source})
+        self._parts = frozenset(self._marks)
 
     def mark(self, tensor: torch.Tensor) -> Mark:
         """What is known of a tensor."""
@@ -185,6 +186,10 @@ class Flow(TorchFunctionMode):
         if isinstance(tensor, torch.nn.Parameter):
             return Mark(tensor, raw=True)
         return Mark(tensor, predicted=tensor.requires_grad)
+
+    def is_given(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is a part of the batch, in whatever shape."""
+        return id(self.places.origin(tensor)) in self._parts
 
     def sources(self, value: Any) -> frozenset[str]:
         """The parts of the batch that the tensors in a value were computed from."""

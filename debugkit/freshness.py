@@ -35,7 +35,7 @@ def head_state(model: torch.nn.Module, names: Iterable[str]) -> State:
         names: the head's parameters.
     """
     parameters = [model.get_parameter(name) for name in names]
-    matrices = [p for p in parameters if p.ndim >= 2]
+    matrices = [p for p in parameters if p.ndim >= 2 and p.numel()]
     biases = [p for p in parameters if p.ndim == 1]
     if not matrices or any(p.is_meta or not p.is_floating_point() for p in parameters):
         return "unknown"
@@ -57,7 +57,7 @@ def model_is_fresh(model: torch.nn.Module) -> bool:
             return False
         if parameter.ndim == 1 and name.rpartition(".")[2] == "weight" and not _is_constant(parameter):
             return False
-        if parameter.ndim >= 2:
+        if parameter.ndim >= 2 and parameter.numel():
             matrices.append(parameter)
     step = -(-len(matrices) // _MOST_MATRICES) or 1
     return bool(matrices) and all(is_noise(matrix) for matrix in matrices[::step])

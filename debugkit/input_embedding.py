@@ -34,11 +34,15 @@ def input_embedding(model: torch.nn.Module, largest: int = 0) -> torch.Tensor | 
     return max(tables, key=lambda table: table.shape[0], default=None)
 
 
-def is_trained(weight: torch.Tensor | None) -> bool | None:
+def is_trained(weight: torch.Tensor | None, structure: float = _STRUCTURE) -> bool | None:
     """Whether vectors ``[ids, width]`` have the structure that training leaves behind.
 
     Independent draws of one spread have no singular value above ``(sqrt(rows) + sqrt(columns)) * spread``
     (Marchenko-Pastur). Trained vectors share directions that stand far above it.
+
+    Args:
+        weight: the vectors.
+        structure: how far above it, as a factor; the smallest tables of independent draws come to 1.08.
 
     Returns:
         ``None`` where there is no embedding, or one too small to tell.
@@ -51,4 +55,4 @@ def is_trained(weight: torch.Tensor | None) -> bool | None:
     if not rows.isfinite().all() or spread == 0:
         return None
     edge = (rows.shape[0] ** 0.5 + rows.shape[1] ** 0.5) * spread
-    return bool(torch.linalg.matrix_norm(rows, 2) > _STRUCTURE * edge)
+    return bool(torch.linalg.matrix_norm(rows, 2) > structure * edge)

@@ -108,7 +108,11 @@ def _elsewhere(edges: list[torch.Tensor], labels: list[torch.Tensor], number: in
     """Predictions spread out around the labels, or around themselves."""
     generator = torch.Generator().manual_seed(number)
     given = torch.cat(
-        [one.detach().double().flatten().cpu() for one in labels if one.is_floating_point()]
+        [
+            one.detach().double().flatten().cpu()
+            for one in labels
+            if one.dtype != torch.bool and not one.is_complex()
+        ]
         or [torch.zeros(0, dtype=torch.float64)]
     )
     found = {}

@@ -97,6 +97,32 @@ def standing_alone(loader: DataLoader[Any]) -> DataLoader[Any]:
     return twin
 
 
+def whole_item(target: Any, dataset: Any, place: int) -> Any:
+    """An item of the data set behind the training loader, with the columns that a trainer leaves out of its batches.
+
+    Args:
+        target: the target.
+        dataset: the data set of its loader.
+        place: the place in it.
+
+    Returns:
+        The trainer's own item where it says the same and more; the loader's otherwise.
+    """
+    item = dataset[place]
+    given = getattr(target.training_step, "train_dataset", None)
+    if (
+        given is None
+        or given is dataset
+        or not isinstance(item, Mapping)
+        or not hasattr(given, "__getitem__")
+    ):
+        return item
+    whole = given[place] if len(given) == len(dataset) else None
+    if not isinstance(whole, Mapping):
+        return item
+    return whole if all(key in whole and _plain(whole[key]) == _plain(item[key]) for key in item) else item
+
+
 def stop_workers(loader: DataLoader[Any]) -> None:
     """End the workers that a loader of one's own keeps between epochs."""
     iterator, loader.__dict__["_iterator"] = loader.__dict__.get("_iterator"), None

@@ -167,7 +167,7 @@ def _is_weightless(view: StepView, op: Op) -> bool:
     if op.results[0] not in view.recording.measured:
         return False
     weights = view.weights(op)
-    if weights is None or bool(weights.any()):
+    if weights is None or bool(weights.any()) or not _leaves_without(view.roots, view.node(op)):
         return False
     path = view.path(op)
     return bool(path) and all(step.name in _SUMS | _PRODUCTS and _is_fixed(view, step, op) for step in path)

@@ -16,6 +16,7 @@ _DIFFERENCES = frozenset({"sub", "rsub", "subtract", "isub"})
 _DISTANCES = frozenset({"cdist", "dist", "pairwise_distance"})
 _LIKELIHOODS = frozenset({"gather", "take_along_dim", "getitem", "mul", "rmul", "multiply"})
 _PROBABILITIES = frozenset({"softmax", "log_softmax", "sigmoid", "logsigmoid"})
+_ROUNDING = 1e-2
 
 Pull = Literal["towards", "away", "none", "unclear"]
 Origin = Literal["batch", "prediction", "noise", "constant"]
@@ -95,10 +96,32 @@ def _pull(flow: Flow, loss: torch.Tensor, met: Meeting, slope: torch.Tensor) -> 
     if met.name == "cosine_similarity":
         return _sign(-slope)
     if not met.name.endswith(("mul", "multiply")):
+        if 2 in met.predicted.shape[1:] and not flow.is_given(met.batch):
+            return None  # of two classes, it may pick the wrong one on purpose
         return _sign(-slope, away_uniform=True)
-    if bool((met.batch < 0).any()):
+    if not _picks_labels(flow, met):
         return None
     return _sign(-slope[met.batch.broadcast_to(slope.shape) != 0], away_uniform=True)
+
+
+def _picks_labels(flow: Flow, met: Meeting) -> bool:
+    """Whether a product picks the likelihoods of labels, and is no expected cost, which is to be small.
+
+    A mask or a one-hot row picks. Several costs in a row, or a cost per sample, weigh what the model may choose. Of
+    two classes, the one-hot row of the wrong one is a cost that looks like a label.
+    """
+    weights, given = met.batch.detach(), met.predicted.detach()
+    if not weights.numel() or bool((weights < 0).any()):
+        return False
+    wide = weights.shape == given.shape and weights.ndim > 1 and weights.shape[-1] > 2
+    if wide and bool(((weights != 0).sum(-1) <= 1).all()):
+        return True
+    counted = weights[weights != 0].double()
+    even = bool((counted == counted[:1]).all())
+    if not bool((given > 0).any()):
+        return even
+    shared = any(bool(((given.sum(axis) - 1).abs() < _ROUNDING).all()) for axis in range(1, given.ndim))
+    return even and not shared and flow.is_given(met.batch)
 
 
 def _of_difference(flow: Flow, loss: torch.Tensor, met: Meeting) -> Pull:

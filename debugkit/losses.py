@@ -59,6 +59,7 @@ class Facts:
         mean: mean of the sampled rows' values.
         std: their population standard deviation.
         integral: whether the sampled rows hold whole numbers only.
+        at_ends: share of the sampled rows' values that equal the smallest or the largest one.
     """
 
     shape: tuple[int, ...]
@@ -73,6 +74,7 @@ class Facts:
     mean: float = float("nan")
     std: float = float("nan")
     integral: bool = False
+    at_ends: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,7 @@ def facts_of(tensor: torch.Tensor, class_dim: int) -> Facts:
         mean=float(rows.mean()),
         std=float(rows.std(correction=0)),
         integral=bool((rows == rows.round()).all()),
+        at_ends=float(((rows == rows.min()) | (rows == rows.max())).float().mean()),
     )
 
 

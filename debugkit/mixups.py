@@ -87,12 +87,19 @@ def _is_blind(flow: Flow, loss: torch.Tensor, met: Meeting, side: int) -> bool:
     """Whether the loss stays the same when one operand is rolled along the axis, in this call alone."""
     if met.name in ELEMENTWISE and not met.result.ndim:
         return True
-    axis = next(axis for axis, length in enumerate(met.batch.shape) if length == side)
+    axis = _free_axis(met.predicted.shape, met.batch.shape, side)
     others = [_with(flow, loss, met, met.batch.roll(shift, axis)) for shift in range(1, min(side, 4))]
     return all(
         other is not None and torch.allclose(other.double(), loss.double(), rtol=1e-5, atol=1e-9)
         for other in others
     )
+
+
+def _free_axis(predicted: Sequence[int], batch: Sequence[int], side: int) -> int:
+    """The axis of the batch that the predictions are repeated along, counted from the end."""
+    known = [1] * max(len(batch) - len(predicted), 0) + [*predicted]
+    axes = [axis for axis in range(-len(batch), 0) if batch[axis] == side]
+    return next((axis for axis in axes if known[axis] == 1), axes[0])
 
 
 def _matters(flow: Flow, loss: torch.Tensor, met: Meeting) -> bool:

@@ -25,10 +25,12 @@ _CHUNK = 512
 def matrices(splits: Sequence[Rows], paths: Sequence[str]) -> list[Array] | None:
     """Per split the values ``[samples, values]`` float32, each of them scaled by its spread in the first split.
 
-    ``None`` where some key is not one of floating point numbers of one shape. Of long rows every k-th value is
-    kept.
+    The pixels of a picture share one scale: at its border they hardly vary, and a little noise would weigh most
+    there. ``None`` where some key is not one of floating point numbers of one shape. Of long rows every k-th value
+    is kept.
     """
     parts: list[list[Array]] = []
+    pictures: list[bool] = []
     for rows in splits:
         columns = [rows.columns.get(path) for path in paths]
         stacks = [
@@ -37,13 +39,20 @@ def matrices(splits: Sequence[Rows], paths: Sequence[str]) -> list[Array] | None
         found = [stack.flatten(1).float().numpy() for stack in stacks if stack is not None and stack.ndim > 1]
         if not found or len(found) < len(paths):
             return None
+        pictures = [stack.ndim > 3 for stack in stacks if stack is not None and stack.ndim > 1]
         parts.append([np.asarray(part[:_MOST_ROWS, :: -(-part.shape[1] // _MOST_VALUES)]) for part in found])
     if any([part.shape[1] for part in split] != [part.shape[1] for part in parts[0]] for split in parts):
         return None
     joined = [np.concatenate(split, 1).astype(np.float32) for split in parts]
     if not all(np.isfinite(split).all() for split in joined):
         return None
-    spread = joined[0].std(0)
+    spreads = [part.astype(np.float32).std(0) for part in parts[0]]
+    spread = np.concatenate(
+        [
+            np.where(each > 0, np.sqrt((each**2).mean()), 0) if picture else each
+            for each, picture in zip(spreads, pictures, strict=True)
+        ]
+    )
     return [split[:, spread > 0] / spread[spread > 0] for split in joined]
 
 

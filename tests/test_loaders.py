@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from debugkit.loaders import (
     is_map_style,
     places,
     stop_workers,
+    whole_item,
     with_set_epoch,
 )
 
@@ -102,3 +104,13 @@ def test_what_has_to_be_told_the_epoch() -> None:
     sampler = DistributedSampler(Numbers(), 2, 0)  # type: ignore[var-annotated]
     assert with_set_epoch(DataLoader(Numbers(), sampler=sampler)) == [sampler]
     assert with_set_epoch(DataLoader(Numbers()), None) == []
+
+
+def test_an_item_has_the_columns_that_the_trainer_left_out() -> None:
+    whole = [{"ids": [1, place], "text": f"text {place}"} for place in range(4)]
+    seen = [{"ids": row["ids"]} for row in whole]
+    target = SimpleNamespace(training_step=SimpleNamespace(train_dataset=whole))
+    assert whole_item(target, seen, 2) == whole[2]
+    moved = SimpleNamespace(training_step=SimpleNamespace(train_dataset=whole[::-1]))
+    assert whole_item(moved, seen, 2) == seen[2]
+    assert whole_item(SimpleNamespace(training_step=None), seen, 2) == seen[2]

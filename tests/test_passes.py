@@ -26,9 +26,10 @@ def passes() -> ModuleType:
     return module
 
 
+@pytest.mark.parametrize("batch_size", [2, 16])
 @pytest.mark.parametrize("name", ["encoder", "decoder", "cnn"])
-def test_the_default_list_stays_cheap(passes: ModuleType, name: str) -> None:
-    counter = passes.count(passes.TARGETS[name](), {"max-cost": "backward"})
+def test_the_default_list_stays_cheap(passes: ModuleType, name: str, batch_size: int) -> None:
+    counter = passes.count(passes.TARGETS[name](batch_size), {"max-cost": "backward"})
     assert 3 <= counter.total.cost <= passes.BOUND, passes.table(counter)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from debugkit import Target
 from debugkit.batch import LABEL_KEYS, tensors
-from debugkit.features import is_mask, is_tokens
+from debugkit.feature_blocks import is_mask, is_tokens
 from debugkit.probes.batches import Batches
 from debugkit.probes.training_step import TrainingStep
 from debugkit.rows import Column, Rows

@@ -10,7 +10,7 @@ from typing import Any
 from debugkit import Target
 from debugkit.answers import Answers
 from debugkit.codec import Codec
-from debugkit.features import is_tokens, token_rows
+from debugkit.feature_blocks import is_tokens, token_rows
 from debugkit.rows import Rows
 
 _SHORTEST = 3

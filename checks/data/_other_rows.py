@@ -22,6 +22,7 @@ Array = np.ndarray[Any, Any]
 
 _AT_CHANCE = 3.0
 _CERTAIN = 7.0
+_PROMISING = 2.0
 _GAIN = 0.3
 _FEWEST = 48
 _MOVES = (1, -1, 2, -2, 3, -3)
@@ -63,7 +64,7 @@ class Unexplained:
         independent = self._rows_are_independent(order)
         for move in (*(_MOVES if independent else ()), None):
             codes = self._codes_of_other(order, move)
-            if codes is None:
+            if codes is None or skill(*self._model.folds.one_part(codes, self._count)) < _PROMISING:
                 continue
             told = self._model.folds.probabilities(codes, self._count)
             if skill(told, codes) > max(best[0], _CERTAIN):
@@ -282,11 +283,21 @@ def _independent(groups: Array, codes: Array, count: int) -> bool:
 
 
 def _related(numbers: Array) -> bool:
-    """Whether a quarter of the directions hold most of the variance, as among columns that measure one thing."""
+    """Whether a quarter of the directions hold most of the variance, as among columns that measure one thing.
+
+    Few rows of many unrelated columns seem to have such directions by chance, as many as the same columns do after
+    each of them was shuffled by itself.
+    """
     values = _standardised(numbers)
     values = values[:, np.abs(values).max(0) > 0]
-    width = values.shape[1]
-    if width < 4:
+    if values.shape[1] < 4:
         return False
+    shuffled = np.random.default_rng(0).permuted(values, axis=0)
+    share, by_chance = _leading_share(values), _leading_share(shuffled)
+    return share > 0.65 and share - by_chance > 0.5 * (1 - by_chance)
+
+
+def _leading_share(values: Array) -> float:
+    """The share of the variance along the first quarter of the principal directions."""
     spectrum = np.linalg.eigvalsh(values.T @ values)[::-1]
-    return bool(spectrum[: max(1, width // 4)].sum() > 0.65 * spectrum.sum())
+    return float(spectrum[: max(1, values.shape[1] // 4)].sum() / spectrum.sum())

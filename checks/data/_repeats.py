@@ -15,6 +15,7 @@ from debugkit.rows import Rows
 
 _HANDFUL = 32
 _TIMES = 2.5
+_POISSON = (0.5, 1.6)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,7 @@ def find_repeats(rows: Rows, dataset: Any = None) -> Repeats:
     samples = _once(rows, dataset)
     keys = rows.digests
     if dataset is None and rows.indices is None:
-        samples = _first_round(keys, samples)
+        samples = _drawn_at_random(keys, _first_round(keys, samples))
     by_key: dict[bytes, list[int]] = defaultdict(list)
     for sample in samples:
         by_key[keys[sample]].append(sample)
@@ -117,3 +118,15 @@ def _first_round(keys: Sequence[bytes], samples: list[int]) -> list[int]:
     distinct = len({keys[sample] for sample in samples})
     begun = {keys[sample] for sample in samples[:distinct]}
     return samples[:distinct] if distinct < len(samples) and len(begun) == distinct else samples
+
+
+def _drawn_at_random(keys: Sequence[bytes], samples: list[int]) -> list[int]:
+    """One of each sample where a stream draws them with replacement: they come as often as chance has it."""
+    first: dict[bytes, int] = {}
+    for sample in samples:
+        first.setdefault(keys[sample], sample)
+    times = np.array([*Counter(keys[sample] for sample in samples).values()])
+    if len(times) < _HANDFUL or times.mean() < _TIMES:
+        return samples
+    low, high = _POISSON
+    return [*first.values()] if low < times.var() / times.mean() < high else samples

@@ -39,7 +39,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe
 _OBJECT = re.compile(r"<[\w.]+(?: [\w.]+)* (?:object )?at 0x[0-9a-fA-F]{6,}>")
 _CALL = re.compile(r"(?:tensor|array|Series|DataFrame|ndarray)\(.*\)", re.DOTALL)
 _TWICE = re.compile(r"&amp;(?:amp|lt|gt|quot|nbsp|apos|#\d+|#x[0-9a-fA-F]+);")
-_ENTITY = re.compile(r"&(?:[a-zA-Z]{2,8}|#\d{2,5}|#x[0-9a-fA-F]{2,5});")
+_ENTITY = re.compile(r"& ?(?:[a-zA-Z]{2,8}|# ?\d{2,5}|# ?x[0-9a-fA-F]{2,5}) ?;")
 _TAG = re.compile(
     r"</?(?:a|abbr|article|b|blockquote|body|br|button|code|div|em|font|footer|form|h[1-6]|head|header|hr|html|i|iframe"
     r"|img|input|label|li|link|main|meta|nav|ol|option|p|pre|script|section|select|small|span|strong|style|sub|sup"
@@ -140,8 +140,11 @@ def _is_json(text: str) -> bool:
 
 
 def has_entities(text: str) -> bool:
-    """Whether a text without tags holds HTML entities such as `&quot;`."""
-    found = _ENTITY.findall(text[:_LONGEST])
+    """Whether a text without tags holds HTML entities such as `&quot;`.
+
+    Tokenizers that part punctuation decode one as ``& quot ;``.
+    """
+    found = [entity.replace(" ", "") for entity in _ENTITY.findall(text[:_LONGEST])]
     return any(html.unescape(entity) != entity for entity in found) and not _TAG.search(text[:_LONGEST])
 
 

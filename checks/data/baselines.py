@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch.utils.data import DataLoader, TensorDataset
@@ -18,6 +19,8 @@ from debugkit.testing import blobs, mlp
 
 from ._constant_answers import constant_answer
 
+_EXACT = 1e-6
+
 
 @check
 def baselines(
@@ -30,7 +33,7 @@ def baselines(
         Field(
             ge=100, description="samples that the linear model must get right, all of them, to be suspicious"
         ),
-    ] = 500,
+    ] = 1000,
 ) -> Iterator[Finding]:
     """What trivial models reach, to hold the real one against.
 
@@ -40,8 +43,9 @@ def baselines(
 
     ## Why is this bad?
     An accuracy of 92 % says nothing until it is known that the largest class has 91 %, or that a linear model on word
-    counts reaches 94 %. A linear model that makes no mistake at all usually means that the inputs hold the answer
-    (see `label-leakage`), or that the data are not the task that was meant.
+    counts reaches 94 %. A linear model that makes no mistake at all, or leaves nothing of continuous targets,
+    usually means that the inputs hold the answer (see `label-leakage`), or that the data are not the task that was
+    meant.
 
     ## What to do
     Write the figures beside your results: below the constant answer the model has learned nothing, below the linear
@@ -60,6 +64,16 @@ def baselines(
     if model is None or not model.certain:
         return
     if model.task == "values":
+        exact = 1 - model.explained < _EXACT and not _is_one_column(model)
+        if exact and (seen := _judged(model)) >= min_samples:
+            yield warn(
+                f"a linear model on {model.train.features.matrix.shape[1]:,} cheap features is exact on {seen:,} samples "
+                f"that it was not fitted to (it leaves {1 - model.explained:.0e} of the variance): the target is a sum "
+                "over the inputs",
+                hint="look for columns that the target was computed from; if they are meant, a linear model will do",
+                explained=model.explained,
+                samples=seen,
+            )
         yield _linear_values(model)
         return
     if (mistakes := _mistakes(model)) == 0 and (seen := _judged(model)) >= min_samples:
@@ -71,6 +85,14 @@ def baselines(
             samples=seen,
         )
     yield _linear_classes(model)
+
+
+def _is_one_column(model: CheapModel) -> bool:
+    """Whether a single feature is the target on another scale: a law of one variable, or what `label-leakage` says."""
+    raw = model.train.features.raw.astype(np.float64)
+    columns, values = raw - raw.mean(0), model.train.answers.values - model.train.answers.values.mean()
+    sizes = np.sqrt((columns**2).sum(0) * (values**2).sum())
+    return bool((np.abs(values @ columns) > (1 - _EXACT) * np.maximum(sizes, 1e-300)).any())
 
 
 def _mistakes(model: CheapModel) -> int:
@@ -136,14 +158,14 @@ def good() -> Target:
 
 
 def good_overlapping_classes() -> Target:
-    y = _labels(600)
-    x = torch.randn(600, 8, generator=torch.Generator().manual_seed(1))
+    y = _labels(1200)
+    x = torch.randn(1200, 8, generator=torch.Generator().manual_seed(1))
     x[:, :2] += 2 * y[:, None]
     return _target(x, y)
 
 
 def bad_label_is_spread_over_the_columns() -> Target:
-    y = _labels(600)
-    x = torch.randn(600, 8, generator=torch.Generator().manual_seed(1))
+    y = _labels(1200)
+    x = torch.randn(1200, 8, generator=torch.Generator().manual_seed(1))
     x[:, 3] = 6 * (2 * y - 1) - x[:, :3].sum(1) - x[:, 4:].sum(1)
     return _target(x, y)

@@ -9,17 +9,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from debugkit import Finding, Target, check, note, warn
+from debugkit import Finding, Target, Unavailable, check, note, warn
 from debugkit.loose_terms import LooseTerm
 from debugkit.probes.balance_loss import BalanceLoss
-from debugkit.probes.loss_tail import LossTail, LossTerm
+from debugkit.probes.loss_tail import LossTail
+from debugkit.probes.training_step import TrainingStep
+from debugkit.term import LossTerm
 from debugkit.testing import blobs, mlp
 
 _TERM = re.compile(r"loss|aux|penalt|regul|commit|(^|_|\.)(kl|kld|reg)(_|$)", re.IGNORECASE)
 
 
 @check
-def auxiliary_loss(tail: LossTail, balance: BalanceLoss | None) -> Iterator[Finding]:
+def auxiliary_loss(
+    tail: LossTail, balance: BalanceLoss | None, step: TrainingStep | None
+) -> Iterator[Finding]:
     """A term of the loss is computed or configured, and trains nothing.
 
     Every number with a gradient that one step computes is followed to the loss. A term is reported that the loss does
@@ -43,6 +47,8 @@ def auxiliary_loss(tail: LossTail, balance: BalanceLoss | None) -> Iterator[Find
     - https://arxiv.org/abs/2101.03961
     - https://huggingface.co/docs/transformers/model_doc/mixtral
     """
+    if step is not None and step.is_cut_off:
+        raise Unavailable("the loss trains no parameter at all; see `loss-connected`")
     findings = {(f.message, f.location): f for f in map(_judge, tail.loose) if f is not None}
     yield from findings.values()
     if balance is not None:

@@ -14,15 +14,20 @@ from torch.utils.data import DataLoader, TensorDataset
 from debugkit import Finding, Target, Unavailable, check, note, warn
 from debugkit.probes.loss_floor import LossFloor
 from debugkit.probes.loss_start import LossStart, Start
+from debugkit.probes.training_step import TrainingStep
 from debugkit.testing import blobs, mlp
 
+from ._misfed import is_misfed
+
 _FAR = 3
+_FEWEST_CLASSES = 5
 
 
 @check
 def initial_loss(
     starts: LossStart,
     floors: LossFloor | None,
+    step: TrainingStep,
     *,
     max_ratio: Annotated[
         float, Field(gt=1, description="how many times the loss of a uniform guess the first loss may be")
@@ -62,8 +67,11 @@ def initial_loss(
     """
     if not starts.starts:
         raise Unavailable("the step calls no loss function of torch whose value for a uniform guess is known")
+    judged = [start for start in starts.starts if not is_misfed(step, start.name, start.location)]
+    if not judged:
+        raise Unavailable("not judged: the loss gets the wrong kind of input; see `logits-vs-probs`")
     seen: dict[str, Finding] = {}
-    for start in starts.starts:
+    for start in judged:
         finding = (
             _judge_values(start, max_spread)
             if start.kind == "values"
@@ -75,22 +83,23 @@ def initial_loss(
 
 def _judge_classes(start: Start, scaled: bool, max_ratio: float, min_ratio: float) -> Finding:
     told = f"{_name(start)} starts at {start.first:.3g}, where {_guess(start)} gets {start.chance:.3g}"
-    surely_above = min(start.first, start.expected) > max_ratio * start.chance
-    surely_below = start.first + 2 * start.error < min_ratio * start.prior
-    if not surely_above and not surely_below:
-        return note(told, location=start.location, loss=start.first, chance=start.chance)
-    by_design = _by_design(start, scaled)
-    if surely_above and (by_design or not _is_judged(start)):
-        return note(f"{told}; {by_design or _state(start)}", location=start.location)
-    if surely_below and (not start.untouched or start.classes < 5):
-        why = "too few classes to exclude luck" if start.untouched else _state(start)
-        return note(f"{told}; {why}", location=start.location)
+    above = min(start.first, start.expected) > max_ratio * start.chance
+    below = start.first + 2 * start.error < min_ratio * start.prior
+    excuse = ""
+    if above:
+        excuse = _by_design(start, scaled) or ("" if _is_judged(start) else _state(start))
+    elif below and not start.untouched:
+        excuse = _state(start)
+    elif below and start.classes < _FEWEST_CLASSES:
+        excuse = "too few classes to exclude luck"
+    if excuse or not (above or below):
+        return _measured(start, told, excuse)
     return warn(
-        f"{told}: {_consequence(start, surely_above)}",
+        f"{told}: {_consequence(start, above)}",
         where=_module(start),
         location=start.location,
         hint=_hint(start)
-        if surely_above
+        if above
         else "look for the labels among the inputs, or for targets that equal an input",
         loss=start.first,
         chance=start.chance,
@@ -100,15 +109,22 @@ def _judge_classes(start: Start, scaled: bool, max_ratio: float, min_ratio: floa
 def _judge_values(start: Start, max_spread: float) -> Finding:
     told = f"{_name(start)} starts at {start.first:.3g}, where the best constant gets {start.chance:.3g}"
     wide = start.spread is not None and start.spread > max_spread and start.first > max_spread * start.chance
-    if not wide:
-        return note(told, location=start.location, loss=start.first, chance=start.chance)
-    if not _is_judged(start):
-        return note(f"{told}; {_state(start)}", location=start.location)
+    if not wide or not _is_judged(start):
+        return _measured(start, told, _state(start) if wide else "")
     return warn(
         f"{told}: the outputs spread {start.spread:.3g} times as wide as the targets",
         where=_module(start),
         location=start.location,
         hint=_hint(start),
+        loss=start.first,
+        chance=start.chance,
+    )
+
+
+def _measured(start: Start, told: str, excuse: str) -> Finding:
+    return note(
+        f"{told}; {excuse}" if excuse else told,
+        location=start.location,
         loss=start.first,
         chance=start.chance,
     )

@@ -94,7 +94,7 @@ def _judge(call: LossCall, tolerance: float) -> Iterator[Finding]:
         yield from _judge_binary_logits(call)
     elif call.expects == "log-probabilities":
         yield from _judge_log_probabilities(call, tolerance)
-    elif call.expects == "probabilities" and (finding := _softmax_for_several(call)):
+    elif call.expects == "probabilities" and (finding := _softmax_for_several(call) or _cut_to_range(call)):
         yield finding
     elif softmax := _softmax_over_batch_or_one(call):
         yield softmax
@@ -241,6 +241,24 @@ def _softmax_for_several(call: LossCall) -> Finding | None:
     )
 
 
+def _cut_to_range(call: LossCall) -> Finding | None:
+    """Outputs of a layer that were clamped into the range of probabilities."""
+    producer, facts = _made_by(call, "linear", "convolution"), call.input
+    if producer is None or not (facts.minimum >= 0 and facts.maximum <= 1) or facts.rows < _FEW:
+        return None
+    if facts.at_ends < max(_CUT, 4 / facts.rows):
+        return None
+    return _finding(
+        call,
+        f"raw outputs{_at(producer)} that were clamped into that range: {facts.at_ends:.0%} of the values are at an end "
+        f"of [{facts.minimum:.3g}, {facts.maximum:.3g}] and get no gradient",
+        level="warn",
+        at_ends=facts.at_ends,
+    )
+
+
+_FEW = 8
+_CUT = 0.2
 _ONE_UNIT = "use two units with `cross_entropy`, or one unit with `binary_cross_entropy_with_logits`"
 
 

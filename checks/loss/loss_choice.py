@@ -15,6 +15,7 @@ from debugkit.flow import RefusedLoss
 from debugkit.probes.loss_response import LossResponse
 from debugkit.probes.samples import Samples
 from debugkit.probes.training_step import TrainingStep
+from debugkit.rows import Column
 from debugkit.testing import blobs, mlp
 
 from ._class_weights import inverted_positives, order_of
@@ -123,7 +124,7 @@ def _numbers(one: Supervised, samples: Samples | None) -> Iterator[Finding]:
     coded = not column.is_floating and len(counts) > 2 and sorted(counts) == list(range(len(counts)))
     if not coded or one.kind != "classes" or samples is None:
         return
-    told = f"`{call.name}` compares one output with the {len(counts)} class numbers of `{column.path}`"
+    told = f"`{call.name}` compares one output with the {len(counts)} class numbers of `{_named(column)}`"
     if order_in_inputs(samples.rows, column) == "unordered":
         yield warn(
             f"{told} as amounts, but samples with neighbouring numbers are no more alike than others",
@@ -133,6 +134,10 @@ def _numbers(one: Supervised, samples: Samples | None) -> Iterator[Finding]:
         )
     else:
         yield note(f"{told} as amounts, which fits ratings and counts, not names", location=call.location)
+
+
+def _named(column: Column) -> str:
+    return f"batch{column.path}" if column.path.startswith("[") else column.path or "batch"
 
 
 def _binary(one: Supervised) -> Iterator[Finding]:

@@ -39,7 +39,7 @@ def loss_connected(
     ## Known limits
     The sign is judged for torch's loss functions, differences, distances, cosine similarities and likelihoods
     whose target comes from the batch, and only where none of them pulls the right way; terms that are maximised
-    beside a supervised one (entropy, an adversary) are left alone.
+    beside a supervised one (entropy, an adversary) are left alone, and so are products with expected costs.
 
     ## References
     - https://docs.pytorch.org/docs/stable/notes/autograd.html

@@ -15,7 +15,7 @@ from debugkit.probes.loss_floor import Floor, LossFloor
 from debugkit.probes.training_step import TrainingStep
 from debugkit.testing import blobs, mlp
 
-from .logits_vs_probs import logits_vs_probs
+from ._misfed import is_misfed
 
 
 @check
@@ -66,7 +66,7 @@ def loss_floor(
     told: dict[str, Finding] = {}
     judged = False
     for floor in floors.floors:
-        if floor.unjudged is None and not _is_told(floor, step):
+        if floor.unjudged is None and not is_misfed(step, floor.name, floor.location):
             judged = True
             finding = _judge(floor, max_share)
             told.setdefault(finding.message, finding)
@@ -130,20 +130,13 @@ def _bounds(floor: Floor) -> str:
     return f"above {low}" if floor.high == float("inf") else f"within [{low}, {high}]"
 
 
-def _is_told(floor: Floor, step: TrainingStep) -> bool:
-    """Whether `logits-vs-probs` reports the same call."""
-    try:
-        findings = [found for found in logits_vs_probs(step) if found.level != "note"]
-    except Unavailable:
-        return False
-    return any(
-        found.location == floor.location and f"`{floor.name}`" in found.message for found in findings
-    ) or bool(step.double_softmax and findings)
-
-
 def _reason(floors: tuple[Floor, ...], step: TrainingStep) -> str:
     reasons = dict.fromkeys(floor.unjudged for floor in floors if floor.unjudged)
-    told = ["see `logits-vs-probs`"] if any(_is_told(floor, step) for floor in floors) else []
+    told = (
+        ["see `logits-vs-probs`"]
+        if any(is_misfed(step, floor.name, floor.location) for floor in floors)
+        else []
+    )
     return "; ".join([*told, *(reason for reason in reasons if reason)])
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from debugkit import Finding, Target, fail, note, warn
 from debugkit.codec import Codec, excerpt
-from debugkit.loaders import inner_loader, is_map_style
+from debugkit.loaders import inner_loader, is_map_style, whole_item
 from debugkit.probes.token_ids import TokenIds
 from debugkit.shares import percent
 
@@ -196,7 +196,7 @@ def _with_answers(
         found = answers_in({path: column[sample] for path, column in texts.items()})
         if not found and loader is not None and is_map_style(loader) and places is not None:
             try:
-                found = answers_in(loader.dataset[places[sample]])
+                found = answers_in(whole_item(target, loader.dataset, places[sample]))
             except Exception:  # the data set may be read in another way only
                 return
         if found:

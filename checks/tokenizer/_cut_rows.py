@@ -22,6 +22,7 @@ _SIGMAS = 6.0
 _MOSTLY = 0.9
 _WINDOW = 8
 _MOST_WINDOWS = 32
+_SLIDE = 0.25
 _DEPENDENT = 3.0
 
 Array = np.ndarray[Any, Any]
@@ -70,7 +71,7 @@ def _without_end(full: Array, shorter: Array, ends: Sequence[int | None]) -> Arr
     if common[0] is None or common[1] < _MOSTLY * len(shorter) or len(shorter) < 2 * _FEWEST_LENGTHS:
         return None
     without = np.array([row for row in full if ends[row] != common[0]])
-    return without if len(without) >= max(_FEWEST_CUT, _MOSTLY * len(full)) else None
+    return without if len(without) >= max(_FEWEST_CUT, len(full) / 2) else None
 
 
 def _piles_up(shorter: Array, full: int, longest: int) -> bool:
@@ -89,24 +90,26 @@ def _piles_up(shorter: Array, full: int, longest: int) -> bool:
 
 
 def are_windows(ids: TokenIds, rows: Array) -> bool:
-    """Whether the ends of full rows stand inside other rows too, as with a window that slides."""
-    everything = np.concatenate(
-        [row[start:stop] for row, start, stop in zip(ids.ids, ids.starts, ids.stops, strict=True)]
-    )
+    """Whether the ends of full rows stand earlier in other rows, as with a window that slides."""
+    content = [row[start:stop] for row, start, stop in zip(ids.ids, ids.starts, ids.stops, strict=True)]
+    everything = np.concatenate(content)
+    position = np.concatenate([np.arange(len(row)) for row in content])
     found = tried = 0
     for number in rows[:_MOST_WINDOWS]:
-        content = ids.ids[number][ids.starts[number] : ids.stops[number] - 1]
-        if len(content) >= 2 * _WINDOW:
+        row = content[number]
+        if len(row) >= 2 * _WINDOW:
             tried += 1
-            found += _occurrences(everything, content[-_WINDOW:]) > 1
+            places = _occurrences(everything, row[-_WINDOW - 1 : -1])
+            found += bool((position[places] <= len(row) * (1 - _SLIDE) - _WINDOW - 1).any())
     return found > tried / 4
 
 
-def _occurrences(everything: Array, stretch: Array) -> int:
+def _occurrences(everything: Array, stretch: Array) -> Array:
+    """Where a stretch of ids begins."""
     places = np.arange(max(0, len(everything) - len(stretch) + 1))
     for offset, index in enumerate(stretch):
         places = places[everything[places + offset] == index]
-    return len(places)
+    return places
 
 
 def are_pieces(lengths: Array, places: Sequence[int] | None) -> bool:

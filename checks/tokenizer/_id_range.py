@@ -10,8 +10,9 @@ import numpy as np
 
 from debugkit import Finding, fail
 from debugkit.labels import IGNORED
-from debugkit.probes.table_reads import Source, TableRead
+from debugkit.probes.table_reads import TableRead
 from debugkit.rows import Column, Rows
+from debugkit.table_sources import Source
 
 
 @dataclass(frozen=True)

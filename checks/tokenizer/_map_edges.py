@@ -75,7 +75,12 @@ def pairs_of(batches: Sequence[object]) -> list[tuple[torch.Tensor, torch.Tensor
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
     for batch in batches:
         inputs, labels = split(batch)
-        maps = next((m for _, t in tensors(labels) if (m := _maps(t)) is not None), None)
+        given = (
+            [t for _, t in tensors(inputs) if _is_whole(t)]
+            if labels is None
+            else [t for _, t in tensors(labels)]
+        )
+        maps = next((m for t in given if (m := _maps(t)) is not None), None)
         if maps is None:
             continue
         for _, tensor in tensors(inputs):
@@ -249,6 +254,11 @@ def _edges(image: torch.Tensor) -> torch.Tensor:
 def _resized(values: torch.Tensor) -> torch.Tensor:
     step = max(1, -(-max(values.shape) // _SIDE))
     return values if step == 1 else F.avg_pool2d(values[None, None], step)[0, 0]
+
+
+def _is_whole(values: torch.Tensor) -> bool:
+    """Whether an unnamed tensor can hold one class for each pixel: whole numbers ``[batch, height, width]``."""
+    return values.ndim == 3 and not values.is_floating_point() and not values.is_complex()
 
 
 def _maps(labels: torch.Tensor) -> torch.Tensor | None:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from debugkit import Finding, fail, note, warn
-from debugkit.probes.pad_trials import NOTICED, Effect, PadTrials
+from debugkit.pad_trial import NOTICED, Effect
+from debugkit.probes.pad_trials import PadTrials
 from debugkit.probes.token_ids import TokenIds
 
 _MOST = 0.9

@@ -57,7 +57,7 @@ def truncation(
 
     ## Known limits
     Without texts a corpus of pieces can look as if it were cut: rows that all have one length, windows that overlap,
-    and rows whose neighbours in the data set are alike are taken for pieces. A limit that shows in fewer rows than
+    and rows of a language model whose neighbours in the data set are alike are taken for pieces. A limit that shows in fewer rows than
     lengths near it is not seen.
 
     ## References
@@ -108,7 +108,8 @@ def _cut_texts(
     )
     if lower_bound(share, len(ids.ids), _Z) <= max_cut:
         return
-    if are_windows(ids, found.rows) or are_pieces(ids.lengths, _places(ids)):
+    per_token = samples.labels.kind == "tokens"
+    if are_windows(ids, found.rows) or (per_token and are_pieces(ids.lengths, _places(ids))):
         yield note(f"{said}; they may as well be pieces of longer texts, like their neighbours")
     elif ids.codec is None and samples.labels.kind == "tokens":
         yield note(f"{said}; without a tokenizer it is not known that they are texts")

@@ -155,6 +155,8 @@ def _scores(
             continue
         if read.source.is_label and samples.labels.kind != "tokens":
             continue
+        if not read.source.is_label and _is_one_per_row(read.source.path, splits):
+            continue
         found = id_range(read, splits)
         if found is not None and found.highest >= read.rows and found.outside:
             rows, numbers, value = found.outside[0]
@@ -169,6 +171,12 @@ def _scores(
                     rows=largest,
                 )
                 return
+
+
+def _is_one_per_row(path: str, splits: Sequence[Rows]) -> bool:
+    """Whether each sample has a single number there, as the place of an answer in its row is."""
+    columns = [rows.columns[path] for rows in splits if path in rows.columns]
+    return all(value.numel() == 1 for column in columns for value in column.values)
 
 
 def _looked_at(

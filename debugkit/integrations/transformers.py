@@ -76,7 +76,7 @@ def _training_step(trainer: Any) -> Callable[[torch.nn.Module, Any], torch.Tenso
     """What ``Trainer.training_step`` does before ``backward``; the trainer's own records stay as they are.
 
     Its attribute ``in_window(model, batch, window)`` gives what is backpropagated for a batch as one of those that an
-    optimizer step takes.
+    optimizer step takes, and ``train_dataset`` is the trainer's data with all its columns.
     """
 
     def training_step(model: torch.nn.Module, batch: Any) -> torch.Tensor:
@@ -87,6 +87,7 @@ def _training_step(trainer: Any) -> Callable[[torch.nn.Module, Any], torch.Tenso
         return loss if _is_scaled(trainer, items) else loss / len(window)
 
     training_step.in_window = in_window  # type: ignore[attr-defined]
+    training_step.train_dataset = trainer.train_dataset  # type: ignore[attr-defined]
     return training_step
 
 

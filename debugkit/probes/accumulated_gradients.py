@@ -17,11 +17,12 @@ from debugkit.errors import Broken, Unavailable
 from debugkit.evidence import Cost
 from debugkit.labels import IGNORED, as_tensor
 from debugkit.probes.batches import Batches
-from debugkit.probes.loss_tail import LossTerm, step_tail
+from debugkit.probes.loss_tail import step_tail
 from debugkit.probes.training_step import TrainingStep, backward, run_step
 from debugkit.sandbox import Sandbox, own_steps
 from debugkit.schedule import unwrap
 from debugkit.target import Target
+from debugkit.term import LossTerm
 
 Mean = Literal["targets", "samples", "nothing", "unknown"]
 

@@ -30,6 +30,7 @@ _SHORT = 128
 _SUSPICIOUS = 0.9
 _FEWEST_TOKENS = 32
 _FEW = 0.05
+_SLIGHT = 1.15  # a loss is a witness of its own
 _MOST_SCORES = 2**27
 
 
@@ -81,15 +82,22 @@ class Canary:
         if target.tokenizer is None:
             raise Unavailable("the target has no tokenizer; pass `Target(tokenizer=...)`")
         weight = input_embedding(target.model, 0 if ids is None else max(int(row.max()) for row in ids.ids))
-        if not is_trained(weight):
+        tables = [weight, *_outputs_like(target.model, weight)] if weight is not None else []
+        if not any(is_trained(table, _SLIGHT) for table in tables):
             raise Unavailable("the embedding is freshly drawn, so that any tokenizer is as good as another")
         assert weight is not None
         vocabulary = _vocabulary(target.tokenizer)
-        found = kinship(weight, vocabulary) if vocabulary else None
+        found = kinship(weight, vocabulary) if vocabulary and is_trained(weight) else None
         text = None
         if found is None and ids is not None and batches is not None and _may_be_trained(target.model, state):
             text = _text_loss(target, sandbox, batches.first, ids)
         return Canary(found, text)
+
+
+def _outputs_like(model: torch.nn.Module, table: torch.Tensor) -> list[torch.Tensor]:
+    """The weights of layers that give a score for every row of a table."""
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    return [layer.weight for layer in layers if layer.out_features == len(table)]
 
 
 def _vocabulary(tokenizer: Any) -> Mapping[str, int]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from debugkit.batch import input_ids, named, split, tensors
+from debugkit.batch import input_ids, named, size, split, tensors
 from debugkit.codec import Codec, Habits
 from debugkit.errors import Unavailable
 from debugkit.evidence import Cost
@@ -172,7 +172,13 @@ def _ids(batch: Any) -> torch.Tensor | None:
         ids = found.flatten(0, 1) if found.ndim == 3 else None
     if ids is None or ids.is_floating_point() or not ids.numel():
         return None
-    return ids.detach().cpu()
+    return (ids.T if _is_length_first(ids, batch) else ids).detach().cpu()
+
+
+def _is_length_first(ids: torch.Tensor, batch: Any) -> bool:
+    """Whether ids are ``[length, batch]``, as recurrent layers take them by default, beside tensors with the batch first."""
+    rows = size(batch)
+    return ids.ndim == 2 and ids.shape[0] != rows and ids.shape[1] == rows
 
 
 def _mask(batch: Any, ids: torch.Tensor) -> torch.Tensor | None:
@@ -184,7 +190,8 @@ def _mask(batch: Any, ids: torch.Tensor) -> torch.Tensor | None:
     for mask in candidates:
         if mask is None or mask.numel() != ids.numel() or mask.is_complex():
             continue
-        mask = mask.detach().cpu().reshape(ids.shape)
+        turned = mask.shape != ids.shape and mask.shape == ids.T.shape
+        mask = (mask.T if turned else mask).detach().cpu().reshape(ids.shape)
         if bool(((mask == 0) | (mask == 1)).all()) and bool((mask == 1).any()):
             return mask == 1
     return None

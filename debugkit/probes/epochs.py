@@ -169,7 +169,7 @@ def _read(loader: Any, inner: DataLoader[Any] | None, limits: _Limits) -> Epochs
     reader = standing_alone(inner) if inner is not None and inner is loader else loader
     try:
         first = _beginning(reader, limits.samples, limits.seconds)
-        if not first.batches:
+        if first.finished and not first.batches:
             return Epochs("ends", "reading gives nothing after the first pass")
         if not first.finished:
             return Epochs("unknown", f"an epoch was not read to its end within {limits.seconds:g} s")
@@ -224,7 +224,7 @@ def _beginning(loader: Iterable[Any], most: int, seconds: float) -> _Beginning:
     batches = count = 0
     finished = True
     for batch in loader:
-        if count >= most or time.monotonic() > end:
+        if count >= most or (batches and time.monotonic() > end):
             finished = False
             break
         count += max(1, reader.add(batch))

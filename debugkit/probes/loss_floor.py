@@ -14,15 +14,17 @@ from pydantic import Field
 from debugkit.descent import Objective, descend_freely, descend_within
 from debugkit.evidence import Cost
 from debugkit.playback import Playback
-from debugkit.probes.loss_tail import LossTail, LossTerm
+from debugkit.probes.loss_tail import LossTail
 from debugkit.recording import VALUES_KEPT
 from debugkit.sandbox import Sandbox, own_steps
+from debugkit.term import LossTerm
 
 _SCALES = (1.0, 10.0, 1e2, 1e3, 1e4)
 _GROWS = 1.5
 _CLIMBS = 60
 _MOST_VALUES = 2**20
 _ENDLESS = 1e6
+_DISTANCES = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "difference"})
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class LossFloor:
         tail: LossTail,
         sandbox: Sandbox,
         *,
-        max_seconds: Annotated[float, Field(gt=0, description="seconds per tensor of predictions")] = 5.0,
+        max_seconds: Annotated[float, Field(gt=0, description="seconds per tensor of predictions")] = 20.0,
     ) -> LossFloor:
         """Look at each tensor of predictions; nothing of the model runs again."""
         groups: dict[int, list[LossTerm]] = {}
@@ -120,7 +122,11 @@ def _floor(terms: Sequence[LossTerm], end: float) -> Floor:
         return Floor(**known, unjudged=reason)
     try:
         return _judged(Floor(**known), terms, end)
-    except (RuntimeError, ValueError, TypeError, IndexError, TimeoutError) as error:
+    except TimeoutError:
+        return Floor(
+            **known, unjudged="playing the way to the loss again takes too long (`loss-floor.max-seconds`)"
+        )
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
         return Floor(**known, unjudged=f"the way to the loss can't be played again ({type(error).__name__})")
 
 
@@ -134,7 +140,9 @@ def _judged(floor: Floor, terms: Sequence[LossTerm], end: float) -> Floor:
     floor = replace(floor, low=float(low.min()), high=float(high.max()))
     if bool((low.isinf() & high.isinf()).all()):
         return floor
-    lowest, free, chance = _lowest(terms, objective, low, high)
+    whole = _elementwise(terms, low, high)
+    lowest, free, chance = _lowest(terms, objective, low, high) if whole is None else whole
+    reached = math.inf if whole is not None else reached
     if not all(map(math.isfinite, (lowest, free, chance))):
         return replace(floor, unjudged="the loss has no lowest value")
     if reached < lowest - 1e-3 * abs(chance):
@@ -186,6 +194,9 @@ def _extremes(way: Playback, scale: float) -> Iterator[dict[int, torch.Tensor]]:
         noise = {key: _normal(value, generator) for key, value in way.variables.items()}
         yield {key: value * scale for key, value in noise.items()}
         yield {key: value.sign() * scale for key, value in noise.items()}
+        yield {
+            key: value**9 * scale for key, value in noise.items()
+        }  # mostly one value, for what is normalised
 
 
 def _climb(
@@ -203,7 +214,7 @@ def _climb(
         ranges.append(_range(result, channels))
         adam.zero_grad()
         value = towards(result.float())
-        lowest = min(lowest, float(value))
+        lowest = min(lowest, float(value.detach()))
         value.backward()  # type: ignore[no-untyped-call]
         with own_steps():
             adam.step()
@@ -225,6 +236,30 @@ def _joined(ranges: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.
     return torch.stack(lows).amin(0), torch.stack(highs).amax(0)
 
 
+def _elementwise(
+    terms: Sequence[LossTerm], low: torch.Tensor, high: torch.Tensor
+) -> tuple[float, float, float] | None:
+    """The same for differences from targets, which are lowest at the nearest value: on the whole batch."""
+    term, targets = terms[0], terms[0].whole_target
+    plain = term.name in _DISTANCES and not term.back.ops and _is_even(term.weights)
+    if len(terms) > 1 or targets is None or not plain or targets.shape[1:] != term.given["target"].shape[1:]:
+        return None
+    if term.given["input"].shape != term.given["target"].shape:
+        return None
+    targets = targets.to(low.device).float()
+    rows = targets.reshape(-1, len(low))
+    nearest = torch.minimum(torch.maximum(rows, low), high).reshape(targets.shape)
+    at_best, at_mean = (
+        float(term.call(input=values, target=targets).mean())
+        for values in (nearest, targets.mean(0, keepdim=True).expand_as(targets))
+    )
+    return at_best, 0.0, at_mean
+
+
+def _is_even(weights: torch.Tensor | None) -> bool:
+    return weights is None or bool((weights == weights.flatten()[0]).all())
+
+
 def _lowest(
     terms: Sequence[LossTerm], objective: Objective, low: torch.Tensor, high: torch.Tensor
 ) -> tuple[float, float, float]:
@@ -238,9 +273,10 @@ def _lowest(
         best, at = descend_freely(objective, start)
         if not math.isfinite(best):
             return math.nan, best, chance
-        reach_low = torch.minimum(at.reshape(-1, len(low)).amin(0), low.nan_to_num(0.0, neginf=0.0))
-        reach_high = torch.maximum(at.reshape(-1, len(high)).amax(0), high.nan_to_num(0.0, posinf=0.0))
-        bottom, top = torch.where(low.isinf(), reach_low, low), torch.where(high.isinf(), reach_high, high)
+        width = float(at.max() - at.min())
+        lowest, highest = at.reshape(-1, len(low)).amin(0), at.reshape(-1, len(high)).amax(0)
+        bottom = torch.where(low.isinf(), torch.minimum(lowest, high.clamp_max(_ENDLESS) - width), low)
+        top = torch.where(high.isinf(), torch.maximum(highest, low.clamp_min(-_ENDLESS) + width), high)
     else:
         bottom, top = low.clamp(*domain), high.clamp(*domain)
         best, _ = descend_within(

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from debugkit.evidence import Cost
 from debugkit.freshness import State, head_state, is_drawn_by_library, is_untouched
 from debugkit.losses import LossCall
-from debugkit.probes.loss_tail import LossTail, LossTerm
+from debugkit.probes.loss_tail import LossTail
 from debugkit.probes.samples import Samples
 from debugkit.probes.training_step import TrainingStep
 from debugkit.sandbox import Sandbox
 from debugkit.target import Target
+from debugkit.term import LossTerm
 
 Kind = Literal["classes", "binary", "values"]
 
@@ -163,8 +164,16 @@ def _measure(term: LossTerm, kind: Kind) -> tuple[float, torch.Tensor, float] | 
         return None
     if not chance > 0 or not math.isfinite(chance):
         return None
-    count = max(each.numel(), 1) if term.given.get("reduction") == "sum" else 1
+    count = _counted(term) if term.given.get("reduction") == "sum" else 1
     return first / count, each.flatten(), chance / count
+
+
+def _counted(term: LossTerm) -> int:
+    """How many elements a sum adds up."""
+    target, ignored = term.given["target"], term.given.get("ignore_index")
+    if isinstance(ignored, int) and not target.is_floating_point():
+        return max(int((target != ignored).sum()), 1)
+    return max(int(target.numel()), 1)
 
 
 def _deviation(term: LossTerm, kind: Kind, each: torch.Tensor) -> float:
@@ -246,7 +255,7 @@ def _size(model: torch.nn.Module, names: Sequence[str]) -> tuple[float, float]:
     gain = bias = 0.0
     for name in names:
         values: Any = model.get_parameter(name).detach()
-        if not values.is_floating_point():
+        if not values.is_floating_point() or not values.numel():
             continue
         if values.ndim >= 2:
             fan_in = values[0].numel()

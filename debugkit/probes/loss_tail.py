@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -22,77 +21,9 @@ from debugkit.recording import VALUES_KEPT, Op, Recording, Ref
 from debugkit.sandbox import Sandbox
 from debugkit.step_view import StepView
 from debugkit.target import Target
+from debugkit.term import LossTerm
 
 MOST_ROWS = 8
-
-
-@dataclass(frozen=True, eq=False)
-class LossTerm:
-    """A call of one of torch's loss functions on which the step's loss depends, or a difference from a target.
-
-    Attributes:
-        name: such as ``cross_entropy``; ``difference`` for predictions from which the step takes targets itself.
-        func: the function; for a difference, its square.
-        expects: what its input must be.
-        given: its arguments by name, without a graph.
-        value: what it returned.
-        weights: the derivative of the step's loss with respect to what it returned; ``None`` where the graph is gone.
-        location: the source line that called it.
-        from_batch: whether the target was computed from the batch.
-        knows_labels: whether the input was computed with the labels in hand, as margin losses do.
-        normalised: whether the input is the output of a softmax or sigmoid, whose own input ``way`` leads to.
-        way: from the model's raw outputs to the first tensor that holds the input's values.
-        back: from that tensor to the input.
-        heads: names of the parameters that gave the raw outputs.
-        features: root mean square of what these were multiplied with.
-    """
-
-    name: str
-    func: Any = field(repr=False)
-    expects: Expects
-    given: Mapping[str, Any] = field(repr=False)
-    value: torch.Tensor = field(repr=False)
-    weights: torch.Tensor | None = field(repr=False)
-    location: str | None
-    from_batch: bool
-    knows_labels: bool
-    normalised: bool
-    way: Playback = field(repr=False)
-    back: Playback = field(repr=False)
-    heads: tuple[str, ...]
-    features: float | None
-
-    @property
-    def class_dim(self) -> int:
-        """The dimension of the classes in the input."""
-        given = self.given["input"]
-        by_channel = self.name in ("cross_entropy", "nll_loss") and given.ndim > 1
-        return 1 if by_channel else given.ndim - 1
-
-    def call(self, **changes: Any) -> torch.Tensor:
-        """The function's result with some arguments changed, in single precision or better."""
-        given = {name: _single(value) for name, value in {**self.given, **changes}.items()}
-        other = {"log_probs": "input", "targets": "target"}
-        names = inspect.signature(self.func).parameters
-        result: torch.Tensor = self.func(
-            **{name: given[name if name in given else other[name]] for name in names}
-        )
-        return result
-
-    def centre(self) -> torch.Tensor:
-        """The mean (for an absolute loss: the median) of the targets that count, per column where all of them do."""
-        target: torch.Tensor = self.given["target"].float()
-        kept = torch.ones_like(target, dtype=torch.bool)
-        if self.weights is not None and self.weights.shape == target.shape:
-            kept = self.weights != 0
-        middle = torch.Tensor.median if self.name == "l1_loss" else torch.Tensor.mean
-        if not bool(kept.any()):
-            return middle(target)
-        if not bool(kept.all()) or target.ndim < 2 or len(target) < 2:
-            return middle(target[kept])
-        return (
-            target.median(0, keepdim=True).values if self.name == "l1_loss" else target.mean(0, keepdim=True)
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +52,7 @@ class LossTail:
         """
         part = few_rows(batches.first)
         try:
-            return step_tail(target, sandbox, part)
+            return step_tail(target, sandbox, part, whole=batches.first)
         except Broken:
             if part is batches.first:
                 raise
@@ -137,8 +68,14 @@ def few_rows(batch: Any, most: int = MOST_ROWS) -> Any:
     return batch if count == rows else take(batch, [index * rows // count for index in range(count)])
 
 
-def step_tail(target: Target, sandbox: Sandbox, batch: Any) -> LossTail:
+def step_tail(target: Target, sandbox: Sandbox, batch: Any, whole: Any = None) -> LossTail:
     """The end of one step on a batch, in train mode with dropout off.
+
+    Args:
+        target: the target.
+        sandbox: its sandbox.
+        batch: the batch.
+        whole: the batch that it is a part of.
 
     Raises:
         Broken: the user's step raised.
@@ -162,6 +99,7 @@ def step_tail(target: Target, sandbox: Sandbox, batch: Any) -> LossTail:
             outcome.outputs,
             batch=_keys(recording, batch),
             labels=_keys(recording, labels),
+            whole=_counterparts(recording, batch, whole),
         )
         terms = tuple(_terms(view))
         loose = tuple(loose_terms(view))
@@ -250,14 +188,22 @@ def _term(view: StepView, op: Op, at: int, values: Mapping[str, Any], target: An
         normalised=normalised,
         way=way,
         back=Playback(recording, [at], sources=[start]),
+        whole_target=_whole_target(view, target.key) if isinstance(target, Ref) else None,
         heads=heads,
         features=features,
     )
 
 
-def _single(value: Any) -> Any:
-    low = isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16)
-    return value.float() if low else value
+def _whole_target(view: StepView, target: int) -> torch.Tensor | None:
+    """The targets of the whole batch, played from its tensors as those of the part were."""
+    played = Playback(view.recording, [target], sources=view.whole) if view.whole else None
+    if played is None or not played.complete:
+        return None
+    try:
+        (result,) = played({key: value.to(played.variables[key].device) for key, value in view.whole.items()})
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return None
+    return result.detach()
 
 
 def _weights(view: StepView, op: Op) -> torch.Tensor | None:
@@ -315,3 +261,16 @@ def _keys(recording: Recording, part: Any) -> set[int]:
     """Keys of all that was computed from the tensors in a part of the batch."""
     found = [tensor for each in tensors_by_path(part).values() for tensor in each]
     return recording.derived(key for tensor in found if (key := recording.known(tensor)) is not None)
+
+
+def _counterparts(recording: Recording, part: Any, whole: Any) -> dict[int, torch.Tensor]:
+    """The tensors of a whole batch by the keys of those that were cut from them."""
+    if whole is None or whole is part:
+        return {}
+    every = tensors_by_path(whole)
+    return {
+        key: rows.detach()
+        for path, each in tensors_by_path(part).items()
+        for one, rows in zip(each, every.get(path, ()), strict=False)
+        if (key := recording.known(one)) is not None
+    }

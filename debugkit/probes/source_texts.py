@@ -12,6 +12,7 @@ import numpy as np
 from debugkit.codec import Codec
 from debugkit.errors import Unavailable
 from debugkit.evidence import Cost
+from debugkit.loaders import whole_item
 from debugkit.probes.token_ids import TokenIds
 from debugkit.target import Target
 
@@ -98,7 +99,7 @@ def _in_data_set(target: Target, ids: TokenIds) -> Iterator[tuple[int, tuple[str
     step = max(1, len(ids.ids) // _MOST_ITEMS)
     for row in range(0, len(ids.ids), step):
         try:
-            texts = _texts(dataset[places[int(ids.samples[row])]])
+            texts = _texts(whole_item(target, dataset, places[int(ids.samples[row])]))
         except Exception:  # the data set may be read in another way only
             return
         if not texts:

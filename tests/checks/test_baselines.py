@@ -68,14 +68,14 @@ def test_the_evaluation_split_is_measured() -> None:
 
 def test_perfection_needs_many_samples() -> None:
     assert judge(Target(mlp(), blobs(256), CE)).status == "pass"
-    perfect = judge(Target(mlp(), blobs(600), CE))
+    perfect = judge(Target(mlp(), blobs(1200), CE))
     assert perfect.status == "warn"
-    assert judge(Target(mlp(), blobs(600), CE), checks={"baselines": {"min-samples": 700}}).status == "pass"
+    assert judge(Target(mlp(), blobs(1200), CE), checks={"baselines": {"min-samples": 1300}}).status == "pass"
 
 
 def test_a_mistake_in_the_evaluation_split_is_a_mistake() -> None:
-    held_out = batches(*[t[:40] for t in blobs(600).dataset.tensors[:1]], torch.zeros(40).long())  # type: ignore[attr-defined]
-    assert judge(Target(mlp(), blobs(600), CE, eval_loader=held_out)).status == "pass"
+    held_out = batches(*[t[:40] for t in blobs(1200).dataset.tensors[:1]], torch.zeros(40).long())  # type: ignore[attr-defined]
+    assert judge(Target(mlp(), blobs(1200), CE, eval_loader=held_out)).status == "pass"
 
 
 def test_nothing_to_count_is_a_skip() -> None:

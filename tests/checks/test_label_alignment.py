@@ -133,5 +133,6 @@ def test_maps_of_any_form_are_found() -> None:
         (found, *_) = pairs_of([(images, labels)])
         assert torch.equal(found[1], classes[0])
     assert pairs_of([(images, images.clone())]) == []
+    assert len(pairs_of([{"image": images, "mask": images[:, 0].long()}])) == len(images)
     assert pairs_of([(images, torch.arange(4))]) == []
     assert pairs_of(["text"]) == []

@@ -39,7 +39,7 @@ def said(result: Result) -> str:
 
 @pytest.mark.parametrize("samples", [40, 128, 600])
 @pytest.mark.parametrize(
-    "inputs", ["normal", "uniform", "bits", "ids", "images", "two domains", "correlated", "xor"]
+    "inputs", ["normal", "uniform", "bits", "ids", "images", "wide", "two domains", "correlated", "xor"]
 )
 def test_labels_that_no_cheap_model_tells_are_left_alone(samples: int, inputs: str) -> None:
     y = drawn(samples, 2)
@@ -49,6 +49,7 @@ def test_labels_that_no_cheap_model_tells_are_left_alone(samples: int, inputs: s
         "bits": (normal(samples, 8) > 0).float(),
         "ids": drawn(samples * 10, 90, seed=3).reshape(samples, 10),
         "images": normal(samples, 1, 10, 10),
+        "wide": normal(samples, 1, 24, 24),
         "two domains": normal(samples, 8) + 8 * drawn(samples, 2, seed=9)[:, None] * torch.eye(8)[0],
         "correlated": normal(samples, 8) + 0.3 * normal(samples, 1, seed=5),
         "xor": normal(samples, 2),

@@ -255,3 +255,11 @@ def test_only_the_loss_is_blamed_when_it_leads_nowhere() -> None:
     target = Target(mlp(), blobs(), lambda p, y: F.cross_entropy(p.detach(), y))
     report = debugkit.run(target, select="gradients,loss-connected", config={"max-cost": "backward"})
     assert [result.check for result in report.results if result.status == "fail"] == ["loss-connected"]
+
+
+def test_a_loss_that_trains_nothing_is_told_once() -> None:
+    def loss(p: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(F.cross_entropy(p, y).item(), requires_grad=True)
+
+    report = debugkit.run(Target(mlp(), blobs(), loss), select=["loss-connected", "auxiliary-loss"])
+    assert [report[check].status for check in ("loss-connected", "auxiliary-loss")] == ["fail", "skip"]

@@ -86,6 +86,22 @@ class Endless:
             yield from loader(*self.columns)
 
 
+class Endlessly:
+    """Draws rows at random for ever."""
+
+    def __init__(self, *columns: torch.Tensor) -> None:
+        self.columns = columns
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            drawn = torch.randint(len(self.columns[0]), (16,))
+            yield tuple(column[drawn] for column in self.columns)
+
+
+def drawn_for_ever() -> Target:
+    return target(Endlessly(*table()))
+
+
 def the_same_batch_again() -> Target:
     x, y = table(16)
     return target([(x, y)] * 10)
@@ -134,6 +150,7 @@ def toy() -> Target:
         rare_class_copied,
         several_annotators,
         lambda: target(Endless(*table(64))),
+        drawn_for_ever,
         the_same_batch_again,
         latent_code_per_sample,
         graphs,

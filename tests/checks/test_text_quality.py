@@ -92,6 +92,7 @@ BROKEN: dict[str, tuple[list[str], str]] = {
     "nul": (every(10, lambda text: "\x00".join(text)), "control characters"),
     "twice": (every(10, lambda text: f"{text} &amp;quot;so&amp;quot;"), "escaped twice"),
     "entities": (every(2, lambda text: f"it&#39;s {text} &amp; more"), "escaped characters"),
+    "parted entities": (every(2, lambda text: f"it & # 39 ; s {text} & quot ;"), "escaped characters"),
     "pages": (every(1, lambda text: f"<div class='a'><p>{text}</p><br/><img src='x'></div>"), "HTML tags"),
 }
 

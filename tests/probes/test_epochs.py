@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from debugkit import Target
 from debugkit.errors import Unavailable
 from debugkit.evidence import Deadline, Ledger
-from debugkit.probes.epochs import Epochs
+from debugkit.probes.epochs import Epochs, _Limits, _read
 from debugkit.probes.fetches import Fetches, Reset
 from debugkit.probes.worker_copies import WorkerCopies
 from debugkit.sandbox import Sandbox
@@ -170,3 +171,17 @@ def test_copies(order: Callable[[int, list[int]], None], shared: bool) -> None:
 def test_copies_need_workers() -> None:
     with pytest.raises(Unavailable, match="several workers"):
         collect(WorkerCopies, DataLoader(Stream(as_stored), batch_size=8))
+
+
+class SlowToStart(IterableDataset[Any]):
+    """The first row takes longer than a reader is willing to wait for an epoch."""
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        time.sleep(0.05)
+        yield from torch.arange(64.0)[:, None]
+
+
+def test_a_slow_start_is_no_empty_epoch() -> None:
+    loader = DataLoader(SlowToStart(), batch_size=8)
+    found = _read(loader, loader, _Limits(draws=100, samples=128, seconds=0.01))
+    assert found.order == "unknown", found

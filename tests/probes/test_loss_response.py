@@ -64,6 +64,35 @@ def test_absolute_errors_far_from_the_targets_are_paired() -> None:
     assert response(lambda p, y: (p - y).abs().mean(), data, mlp(classes=1)).labels == "paired"
 
 
+def test_absolute_errors_far_from_whole_numbers_are_paired() -> None:
+    data = loader(X, (2000 + 10 * X[:, :1]).round().long())
+    assert response(lambda p, y: (p - y).abs().mean(), data, mlp(classes=1)).labels == "paired"
+
+
+def test_the_axis_that_is_repeated_is_the_one_to_roll() -> None:
+    data = loader(X.repeat(1, 2)[:16].reshape(16, 16, 1), X.repeat(1, 2)[:16])
+    found = response(lambda p, y: (p - y).abs().mean(), data, torch.nn.Linear(1, 1))
+    assert [crossing.blind for crossing in found.crossings] == [True]
+
+
+COSTS = (torch.arange(4)[:, None] - torch.arange(4)).abs().float()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda p, y: (p.softmax(1) * COSTS[y]).sum(1).mean(),
+        lambda p, y: (p.softmax(1) * (1 - F.one_hot(y, 4))).sum(1).mean(),
+        lambda p, y: (p.sigmoid() * (1 - F.one_hot(y, 4))).sum(1).mean(),
+        lambda p, y: (p.log_softmax(1)[:, 0] * (y + 1)).mean(),
+        lambda p, y: p[:, :2].softmax(1).gather(1, 1 - y[:, None] % 2).mean(),
+    ],
+    ids=["cost matrix", "wrong answers", "false positives", "cost of an action", "the wrong one of two"],
+)
+def test_an_expected_cost_pulls_away_from_nothing(loss: Callable[..., Any]) -> None:
+    assert "away" not in [term.pull for term in response(loss).terms]
+
+
 def test_labels_of_one_class_say_nothing() -> None:
     found = response(F.cross_entropy, loader(X, torch.zeros(64, dtype=torch.long)))
     assert (found.labels, found.labels_vary) == ("unknown", False)
@@ -79,6 +108,7 @@ def test_labels_of_one_class_say_nothing() -> None:
         (lambda p, y: (p - F.one_hot(y, 4)).abs().mean(), "towards"),
         (lambda p, y: p.log_softmax(1).gather(1, y[:, None]).mean(), "away"),
         (lambda p, y: -(p.log_softmax(1) * F.one_hot(y, 4)).sum(1).mean(), "towards"),
+        (lambda p, y: (p.softmax(1) * F.one_hot(y, 4)).sum(1).mean(), "away"),
         (lambda p, y: F.cosine_similarity(p, F.one_hot(y, 4).float()).mean(), "away"),
         (lambda p, y: (F.cross_entropy(p, y, reduction="none") * torch.randn(len(y))).mean(), "unclear"),
     ],

@@ -224,3 +224,19 @@ def test_an_alarm_that_someone_else_set_is_left_alone() -> None:
         assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def test_places_behind_the_loader_of_accelerate() -> None:
+    data_loader = pytest.importorskip("accelerate.data_loader")
+    rows = torch.arange(40.0)[:, None]
+    loader = data_loader.prepare_data_loader(DataLoader(TensorDataset(rows), batch_size=8, shuffle=True))
+    assert type(loader).__name__ == "DataLoaderShard"
+    target = target_of(loader)
+    with Sandbox(target) as sandbox:
+        stream = TrainStream.collect(target, sandbox)
+        values = torch.cat([batch[0] for batch in stream.batches(5.0)]).flatten()
+    assert stream.indices is not None
+    places = [place for batch in stream.indices for place in batch]
+    assert values.tolist() == [float(place) for place in places]
+    assert sorted(places) == [*range(40)]
+    assert loader.iteration == 0

@@ -12,8 +12,9 @@ from torch import nn
 from debugkit import Target
 from debugkit.errors import Unavailable
 from debugkit.probes.batches import Batches
-from debugkit.probes.table_reads import Source, TableReads
+from debugkit.probes.table_reads import TableReads
 from debugkit.sandbox import Sandbox
+from debugkit.table_sources import Source
 
 
 def reads_of(model: nn.Module, batch: Any, step: Any) -> TableReads:
@@ -56,7 +57,9 @@ def test_an_offset_is_seen() -> None:
 def test_columns_of_a_table_of_numbers_are_told_apart() -> None:
     kinds = torch.stack([drawn(16, below=7), drawn(16, below=9, seed=1)], dim=1)
     values = torch.cat([torch.randn(16, 2), kinds.float()], dim=1)
-    found = reads_of(Table(), (values, kinds), lambda m, b: m.table(b[0][:, 3].long()).sum()).reads
+    found = reads_of(
+        Table(), (values, kinds, torch.zeros(16)), lambda m, b: m.table(b[0][:, 2].long()).sum()
+    ).reads
     assert [read.source for read in found] == [None]  # two columns hold it
     found = reads_of(Table(), {"x": values}, lambda m, b: m.table(b["x"][:, 3].long()).sum()).reads
     assert [read.source for read in found] == [Source("x", 3)]

@@ -19,7 +19,7 @@ from debugkit import Target
 
 from . import pair
 from .supervision import (
-    ANSWERING,
+    DOCS,
     OBJECTS,
     TAGGING,
     WORDS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -391,17 +392,17 @@ def forecaster_that_is_asked_for_the_present(broken: bool) -> Target:
 
 @pair("baselines", level="warn", source=KAPOOR, where="no mistake")
 def answer_in_the_difference_of_two_columns(broken: bool) -> Target:
-    y = drawn(640, 2)
+    y = drawn(1280, 2)
     x = overlapping(y)
     told, noise = (1.0, 0.02) if broken else (0.1, 0.4)
-    x[:, 7] = x[:, 6] + told * (y - 0.5) + noise * torch.randn(640, generator=rng(1))
+    x[:, 7] = x[:, 6] + told * (y - 0.5) + noise * torch.randn(1280, generator=rng(1))
     return Target(mlp(), batches(x, y), nn.CrossEntropyLoss())
 
 
 @pair("baselines", level="warn", source="https://doi.org/10.1038/s42256-020-00257-z", where="no mistake")
 def scanner_mark_in_the_corner(broken: bool) -> Target:
-    y = drawn(600, 2)
-    images = torch.randn(600, 1, 12, 12, generator=rng(2))
+    y = drawn(1200, 2)
+    images = torch.randn(1200, 1, 12, 12, generator=rng(2))
     images += 0.12 * torch.randn(1, 12, 12, generator=rng(3)) * (2 * y - 1).view(-1, 1, 1, 1)
     if broken:
         images[:, :, 9:, 9:] += 1.5 * (2 * y - 1).view(-1, 1, 1, 1)
@@ -411,8 +412,8 @@ def scanner_mark_in_the_corner(broken: bool) -> Target:
 
 @pair("baselines", level="warn", source=LEAKAGE, where="no mistake")
 def texts_from_one_source_per_class(broken: bool) -> Target:
-    y = drawn(600, 2)
-    ids = torch.randint(20, 80, (600, 12), generator=rng(8))
+    y = drawn(1200, 2)
+    ids = torch.randint(20, 80, (1200, 12), generator=rng(8))
     hinted = torch.rand(ids.shape, generator=rng(9)) < 0.1
     ids = torch.where(hinted, 5 + 3 * y[:, None] + ids % 3, ids)
     if broken:
@@ -423,9 +424,46 @@ def texts_from_one_source_per_class(broken: bool) -> Target:
 
 @pair("baselines", level="warn", source=KARPATHY, where="no mistake")
 def classes_at_opposite_ends(broken: bool) -> Target:
-    y = drawn(560, 3)
+    y = drawn(1120, 3)
     gap = 12.0 if broken else 1.6
-    x = torch.randn(560, 6, generator=rng(4))
+    x = torch.randn(1120, 6, generator=rng(4))
     x[:, :2] += gap * torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]])[y]
     x = (x - x.mean(0)) / x.std(0)
     return Target(mlp(features=6, classes=3), batches(x, y), nn.CrossEntropyLoss())
+
+
+@pair("baselines", level="warn", source=KAPOOR, where="is exact on 1,200 samples")
+def total_beside_its_parts(broken: bool) -> Target:
+    parts = torch.randn(1200, 9, generator=rng(21))
+    unknown = torch.zeros(1200) if broken else 0.6 * torch.randn(1200, generator=rng(22))
+    total = parts[:, :5].sum(1) / 5**0.5 + unknown
+    return Target(mlp(features=9, classes=1), batches(parts, total[:, None]), nn.MSELoss())
+
+
+@pair("label-leakage", level="warn", source=LEAKAGE, where="value 6")
+def days_in_hospital_among_admission_data(broken: bool) -> Target:
+    y = drawn(600, 2)
+    x = overlapping(y)
+    x[:, 6] = 0.4 * torch.randn(600, generator=rng(23))
+    if broken:
+        x[:, 6] += 1.5 * (2 * y - 1)
+    return Target(mlp(), batches(x, y), nn.CrossEntropyLoss())
+
+
+@pair("label-noise", source=DEEP_CRIME, where="stands 1 row")
+def header_row_shifts_labels_of_a_trainer(broken: bool) -> Target:
+    from transformers import Trainer, TrainingArguments
+
+    y = drawn(320, 2)
+    ids = sentences(y)
+    labels = y.roll(1) if broken else y
+    rows = [{"input_ids": i, "labels": label} for i, label in zip(ids, labels, strict=True)]
+    arguments = TrainingArguments(
+        tempfile.gettempdir(),
+        per_device_train_batch_size=16,
+        learning_rate=1e-3,
+        num_train_epochs=10,
+        report_to=[],
+        use_cpu=True,
+    )
+    return Target.from_trainer(Trainer(model=bert(), args=arguments, train_dataset=Rows(rows)))

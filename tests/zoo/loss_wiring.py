@@ -279,3 +279,66 @@ def weight_of_the_loss_never_set(broken: bool) -> Target:
         return weights["classes"] * F.cross_entropy(model(batch[0]), batch[1])
 
     return Target(mlp(), blobs(), training_step=step)
+
+
+@pair("loss-shape", source=BROADCAST, where="broadcast")
+def forecast_as_long_as_the_batch(broken: bool) -> Target:
+    """Series of 16 steps in batches of 16, so that a missing `squeeze(-1)` does not raise."""
+    phase, pace = (
+        6 * torch.rand(96, 1, generator=torch.Generator().manual_seed(0)),
+        0.4 + noise(96, 1).sigmoid(),
+    )
+    waves = torch.sin(phase + pace * torch.arange(17))
+
+    class Forecast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(1, 16, batch_first=True)
+            self.head = nn.Linear(16, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = self.head(self.rnn(x[..., None])[0])
+            return out if broken else out.squeeze(-1)
+
+    return Target(Forecast(), loader(waves[:, :-1], waves[:, 1:]), lambda p, y: (p - y).abs().mean())
+
+
+@pair("loss-shape", source=HUMBATOVA, where="which label belongs")
+def ages_averaged_before_they_are_compared(broken: bool) -> Target:
+    """Whole numbers far above the first outputs, where absolute errors are linear."""
+    x = noise(160, 6)
+    ages = 25 + (x.sum(1) + x[:, 0].sin()).argsort().argsort() // 4
+    model = nn.Sequential(mlp(6, 1), nn.Flatten(0))
+    with torch.no_grad():
+        model[0][2].bias.fill_(20.0)  # type: ignore[index,union-attr]
+
+    def loss(guess: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        error = guess.mean() - y.float().mean() if broken else guess - y
+        return error.abs().mean()
+
+    return Target(model, loader(x, ages), loss)
+
+
+@pair("loss-connected", source="https://arxiv.org/abs/2008.02189", where="likelihood")
+def probability_of_the_label_in_place_of_its_cost(broken: bool) -> Target:
+    x = noise(160, 8)
+    grade = torch.bucketize(x[:, 0] + x[:, 1], torch.tensor([-0.9, 0.0, 0.9]))
+    cost = (torch.arange(4)[:, None] - torch.arange(4)).abs().float()
+
+    def loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        weights = F.one_hot(y, 4) if broken else cost[y]
+        return (logits.softmax(1) * weights).sum(1).mean()
+
+    return Target(mlp(classes=4), loader(x, grade), loss)
+
+
+@pair("logits-vs-probs", level="warn", source=DEEPCHECKER, where="were clamped")
+def clamp_in_place_of_a_sigmoid(broken: bool) -> Target:
+    images = noise(64, 2, 6, 6)
+    masks = (images[:, :1] + images[:, 1:] > 0).float()
+    model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 1))
+    return Target(
+        model,
+        loader(images, masks),
+        lambda p, y: F.binary_cross_entropy(p.clamp(0, 1) if broken else p.sigmoid(), y),
+    )

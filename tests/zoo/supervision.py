@@ -226,6 +226,22 @@ def decoder_that_is_given_its_labels(broken: bool) -> Target:
     return Target(T5ForConditionalGeneration(config), loader(rows))
 
 
+class WriterWithoutLast(Writer):
+    """Leaves out the last score, which has no next token."""
+
+    def forward(self, ids):
+        return super().forward(ids)[:, :-1]
+
+
+@pair("label-shift", source="https://github.com/karpathy/minGPT", where="t itself")
+def last_score_dropped_and_labels_cut_at_the_same_end(broken: bool) -> Target:
+    def step(model, batch):
+        (ids,) = batch
+        return per_token(model(ids), ids[:, :-1] if broken else ids[:, 1:])
+
+    return Target(WriterWithoutLast(), loader(TensorDataset(counting(17))), training_step=step)
+
+
 @pair("label-shift", source="https://github.com/karpathy/nanoGPT", where="t - 1")
 def x_and_y_swapped(broken: bool) -> Target:
     ids = counting(14)

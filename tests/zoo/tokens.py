@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from typing import Any
 
 import torch
@@ -116,7 +117,11 @@ def tokens_added_before_a_trainer(broken: bool) -> Target:
         model.resize_token_embeddings(len(tokenizer))
     texts = [(f"<date> {text} <degrees>" if n % 3 else text, y) for n, (text, y) in enumerate(stories())]
     args = TrainingArguments(
-        output_dir="/tmp/zoo", report_to=[], use_cpu=True, per_device_train_batch_size=16, max_steps=50
+        output_dir=tempfile.gettempdir(),
+        report_to=[],
+        use_cpu=True,
+        per_device_train_batch_size=16,
+        max_steps=50,
     )
     trainer = Trainer(
         model=model,

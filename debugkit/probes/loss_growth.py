@@ -96,7 +96,7 @@ class LossGrowth:
         count = size(batch) or 0
         if count < 2 or not sliceable(batch):
             raise Unavailable("the first batch can't be cut into samples, so the loss of fewer is not known")
-        rows = range(max(1, min(_MOST, count // 4)))
+        rows = range(max(1, min(_MOST, 3 * count // 8)))
         try:
             with sandbox.probe():
                 begin(target, sandbox)

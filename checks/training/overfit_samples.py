@@ -27,6 +27,7 @@ _REPAIRS = {
 }
 _REBUILD = "build the optimizer from `model.parameters()` after the last change to the model"
 _CHOICES = frozenset({"argmin", "argmax", "topk", "multinomial", "bernoulli", "sort", "argsort"})
+_ROUNDING = 1e-12
 
 
 @check
@@ -132,6 +133,10 @@ def _refuse_to_judge(runs: OverfitRuns, step: TrainingStep) -> None:
     if last.kind == "classes" and last.constant_errors - runs.unavoidable < max(2, 0.01 * last.counted):
         raise Unavailable(
             f"not judged: a constant answer gets all but {last.constant_errors} of {last.counted:,} targets right"
+        )
+    if last.kind == "values" and last.constant_value < _ROUNDING:
+        raise Unavailable(
+            f"not judged: the targets of {_counted(runs.samples, 'sample')} are all the same, so a constant answer is right"
         )
     choice = next((cut for cut in step.cuts if cut.op in _CHOICES and cut.module is not None), None)
     if choice is not None and best.best > 0.05:

@@ -126,3 +126,16 @@ def test_hashed_ids_are_not_followed() -> None:
     result = judge(Target(Hashed(50), batches(drawn(64, 10_000)), CE))
     assert result.status == "pass"
     assert "the step makes itself" in said(result)
+
+
+def test_places_of_answers_are_no_tokens_to_write() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=80, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    rows: Any = [
+        {"input_ids": ids, "start_positions": torch.tensor(2 + place % 5), "end_positions": torch.tensor(9)}
+        for place, ids in enumerate(drawn(48, 80))
+    ]
+    target = Target(transformers.BertForQuestionAnswering(config).train(), DataLoader(rows, batch_size=8))
+    assert judge(target, seed=1).status == "pass"

@@ -144,3 +144,12 @@ def test_rare_positives_in_maps_are_not_judged_by_errors(registry: Registry) -> 
     model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 1))
     target = Target(model, DataLoader(TensorDataset(x, y), 16), nn.BCEWithLogitsLoss())
     assert judged(target, registry).status in ("pass", "skip")
+
+
+def test_targets_that_are_all_the_same_are_not_judged(registry: Registry) -> None:
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(TensorDataset(x, torch.full((64, 1), 2.5)), batch_size=16)
+    target = Target(mlp(classes=1), loader, nn.MSELoss())
+    result = Run(target, select="overfit-samples", config={}, registry=registry).execute()["overfit-samples"]
+    assert result.status == "skip"
+    assert "all the same" in (result.reason or "")

@@ -11,7 +11,7 @@ from debugkit import __version__
 from debugkit.check import Check
 from debugkit.config import Baseline, Config
 from debugkit.errors import Broken, Unavailable, UsageError, nearest, one_line, with_article
-from debugkit.evidence import COSTS, Deadline, Ledger
+from debugkit.evidence import COSTS, Deadline, Ledger, cost_of
 from debugkit.finding import Finding
 from debugkit.registry import Registry, load
 from debugkit.report import Report, Result, Status, gravest
@@ -132,7 +132,7 @@ class Run:
         checks = [self._registry[name] for name in chosen]
         affordable = COSTS.index(self.config.max_cost)
         checks = [check for check in checks if COSTS.index(check.cost) <= affordable]
-        return sorted(checks, key=lambda check: (COSTS.index(check.cost), check.family, check.id))
+        return sorted(checks, key=lambda check: (COSTS.index(cost_of(check.reads)), check.family, check.id))
 
     def judge(self, check_id: str) -> Result:
         """Judge one check in a sandbox of its own; evidence is shared with other calls."""

@@ -10,7 +10,7 @@ import torch
 
 Node = Any  # torch.autograd.graph.Node; its attributes differ by operation
 
-_SHAPE_ONLY = frozenset(
+MOVES = frozenset(
     [
         "View",
         "UnsafeView",
@@ -43,17 +43,13 @@ _SHAPE_ONLY = frozenset(
         "Unflatten",
         "AsStrided",
         "Contiguous",
-        "Copy",
-        "Cat",
-        "Stack",
-        "Detach",
-        "Clamp",
-        "ClampMin",
-        "ClampMax",
         "Repeat",
         "Flip",
     ]
 )
+"""Autograd nodes that move values and leave each as it is."""
+
+_SHAPE_ONLY = MOVES | {"Copy", "Cat", "Stack", "Detach", "Clamp", "ClampMin", "ClampMax"}
 
 _NAMES = {
     "Softmax": "softmax",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from debugkit.graph import Node
+from debugkit.graph import MOVES, Node
 
 _INF = math.inf
 _DEEPEST = 64
@@ -55,55 +55,20 @@ _FIXED: dict[str, Reach] = {
     "MkldnnRnnLayer": Reach(-1, 1, "lstm"),
 }
 
-_MOVING = frozenset(
-    {
-        "View",
-        "UnsafeView",
-        "Reshape",
-        "ReshapeAlias",
-        "Squeeze",
-        "Unsqueeze",
-        "Transpose",
-        "Permute",
-        "T",
-        "Select",
-        "Slice",
-        "Clone",
-        "ToCopy",
-        "Expand",
-        "Index",
-        "IndexSelect",
-        "Narrow",
-        "Split",
-        "SplitWithSizes",
-        "Unbind",
-        "Chunk",
-        "Gather",
-        "MaskedSelect",
-        "Alias",
-        "Movedim",
-        "SwapAxes",
-        "Mt",
-        "Flatten",
-        "Unflatten",
-        "AsStrided",
-        "Contiguous",
-        "Repeat",
-        "Flip",
-        "Mean",
-        "Median",
-        "Max",
-        "Min",
-        "Amax",
-        "Amin",
-        "MaxPool2DWithIndices",
-        "AdaptiveAvgPool2D",
-        "AvgPool2D",
-        "AdaptiveMaxPool2D",
-        "UpsampleNearest2D",
-        "UpsampleBilinear2D",
-    }
-)
+_MOVING = MOVES | {
+    "Mean",
+    "Median",
+    "Max",
+    "Min",
+    "Amax",
+    "Amin",
+    "MaxPool2DWithIndices",
+    "AdaptiveAvgPool2D",
+    "AvgPool2D",
+    "AdaptiveMaxPool2D",
+    "UpsampleNearest2D",
+    "UpsampleBilinear2D",
+}
 _JOINING = frozenset({"Cat", "Stack", "Maximum", "Minimum", "Where"})
 
 

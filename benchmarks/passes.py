@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from debugkit import Target
-from debugkit.batch import split, tensors
+from debugkit.data.batch import split, tensors
 from debugkit.runner import Run
 
 BOUND = 16.0

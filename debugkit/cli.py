@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from debugkit import __version__
+from debugkit.console.mistakes import Choice, Commands, Tracebacks, remember_verbose
+from debugkit.console.outputs import destinations, write_report
 from debugkit.errors import UsageError
-from debugkit.mistakes import Choice, Commands, Tracebacks, remember_verbose
-from debugkit.outputs import destinations, write_report
 from debugkit.render import FORMATS
 
 if TYPE_CHECKING:
     from debugkit.config import Config
+    from debugkit.console.terminal import Color, Page
+    from debugkit.data.rows import Split
     from debugkit.registry import Registry
     from debugkit.report import FailOn
-    from debugkit.rows import Split
-    from debugkit.terminal import Color, Page
 
 COSTS = ("static", "data", "forward", "backward", "training")
 FAIL_ON = ("warn", "fail", "never")
@@ -31,8 +31,8 @@ FOUND = 1
 
 def main() -> None:
     """The ``debugkit`` program."""
-    from debugkit.interrupts import take_interrupts
-    from debugkit.streams import close_stdout, open_closed
+    from debugkit.console.streams import close_stdout, open_closed
+    from debugkit.state.interrupts import take_interrupts
 
     take_interrupts()
     open_closed()
@@ -136,18 +136,18 @@ def check(
     Exit codes: 0 clean, 1 findings at or above --fail-on, 2 usage error or a check could not be completed,
     3 nothing was checked, 130 interrupted.
     """
-    from debugkit.interrupts import spare_interrupts
-    from debugkit.spec import Spec
-    from debugkit.streams import reserved_stdout
+    from debugkit.console.spec import Spec
+    from debugkit.console.streams import reserved_stdout
+    from debugkit.state.interrupts import spare_interrupts
 
     places = destinations(formats, outputs)
     where = Spec.parse(spec)
     with reserved_stdout() as stdout:
         from debugkit.config import Baseline, Config
-        from debugkit.progress import Progress
+        from debugkit.console.progress import Progress
+        from debugkit.console.spec import load_target
         from debugkit.registry import load
         from debugkit.runner import Run
-        from debugkit.spec import load_target
 
         overrides = {"max_cost": max_cost, "budget": budget, "seed": seed, "fail_on": fail_on}
         settled = Config.read(config).model_copy(
@@ -190,7 +190,7 @@ def check(
 def list_(form: str, config: str | None, color: Color, verbose: bool) -> None:
     """List the checks: id, cost and summary, by family."""
     _, registry = _load(config)
-    from debugkit.explain import contents, facts
+    from debugkit.console.explain import contents, facts
 
     if form == "json":
         _echo_json([facts(check) for check in registry.values()])
@@ -214,15 +214,15 @@ def peek(spec: str, samples: int, split: Split, full: bool, color: Color, verbos
 
     Text decoded from the token ids, special tokens, masked positions, supervised tokens, labels.
     """
-    from debugkit.spec import Spec
-    from debugkit.streams import reserved_stdout
+    from debugkit.console.spec import Spec
+    from debugkit.console.streams import reserved_stdout
 
     where = Spec.parse(spec)
     with reserved_stdout() as stdout:
+        from debugkit.console.peek import peek as look
+        from debugkit.console.spec import load_target
         from debugkit.errors import Broken, Unavailable
-        from debugkit.peek import peek as look
         from debugkit.render.peek import render
-        from debugkit.spec import load_target
 
         try:
             found = look(load_target(where), samples, split)
@@ -241,7 +241,7 @@ def peek(spec: str, samples: int, split: Split, full: bool, color: Color, verbos
 def explain(check_id: str, config: str | None, color: Color, verbose: bool) -> None:
     """Explain a check: why it matters, what to do, its options."""
     _, registry = _load(config)
-    from debugkit.explain import explain as write
+    from debugkit.console.explain import explain as write
 
     page = _page(color)
     write(registry[check_id], page)
@@ -261,8 +261,8 @@ def explain(check_id: str, config: str | None, color: Color, verbose: bool) -> N
 def new(check_id: str, folder: Path, family: str, config: str | None, verbose: bool) -> None:
     """Write a working check file to start from."""
     from debugkit.config import Config
+    from debugkit.console.scaffold import write_check
     from debugkit.registry import load
-    from debugkit.scaffold import write_check
 
     settled = Config.read(config)
     registry = load(loaded for loaded in settled.load if loaded.is_dir())
@@ -288,11 +288,11 @@ def test(ctx: click.Context, ids: tuple[str, ...], config: str | None, color: Co
 
     Exit codes: 0 every good example passes and every bad one is flagged, 1 not so, 2 usage error.
     """
-    from debugkit.streams import reserved_stdout
+    from debugkit.console.streams import reserved_stdout
 
     with reserved_stdout() as stdout:
         _, registry = _load(config)
-        from debugkit.examples import show_examples
+        from debugkit.console.examples import show_examples
 
         chosen = registry.match(_parts(ctx, ctx.command.params[0], ids) or ["all"])
         checks = [check for check in registry.values() if check.id in chosen]
@@ -336,7 +336,7 @@ def _load(config: str | None) -> tuple[Config, Registry]:
 
 
 def _page(color: Color, file: TextIO | None = None) -> Page:
-    from debugkit.terminal import Page
+    from debugkit.console.terminal import Page
 
     return Page(file or sys.stdout, color)
 

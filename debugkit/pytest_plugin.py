@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from debugkit.console.spec import Spec, load_target
+from debugkit.console.terminal import printable
 from debugkit.errors import DebugkitWarning, UsageError, nearest
-from debugkit.source import shorten
-from debugkit.spec import Spec, load_target
-from debugkit.terminal import printable
+from debugkit.tracing.source import shorten
 
 if TYPE_CHECKING:
     from debugkit.report import Report, Result

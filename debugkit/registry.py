@@ -17,7 +17,7 @@ from types import ModuleType
 from debugkit.check import Check, is_check
 from debugkit.errors import UsageError, nearest, one_line
 from debugkit.evidence import Kind, evidence_id, evidence_place
-from debugkit.source import shorten
+from debugkit.tracing.source import shorten
 
 GROUP = "debugkit.checks"
 

@@ -18,12 +18,12 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from debugkit.errors import Broken, one_line
-from debugkit.hooks import quiet_hooks
-from debugkit.interrupts import uninterrupted
-from debugkit.objects import Snapshot, attempt, one_way, reachable, run_all
-from debugkit.randomness import Randomness, seed_everything
+from debugkit.state.hooks import quiet_hooks
+from debugkit.state.interrupts import uninterrupted
+from debugkit.state.objects import Snapshot, attempt, one_way, reachable, run_all
+from debugkit.state.randomness import Randomness, seed_everything
+from debugkit.state.tensor_state import CopyOnWrite, TensorState, cheapest, tensor_states
 from debugkit.target import Target
-from debugkit.tensor_state import CopyOnWrite, TensorState, cheapest, tensor_states
 
 COPIED_BYTES = 2**26
 _BUFFER_BYTES = 2**28  # BatchNorm kernels write to their buffers without saying so
@@ -162,7 +162,7 @@ class Sandbox:
         """Run the user's program inside: seeded, with gradients enabled and cleared, then restore.
 
         The user's own hooks stay out, unless ``hooks`` or the model depends on them (see
-        :mod:`debugkit.hooks`). A compiled model runs eagerly. An optimizer step inside is refused. Warnings
+        :mod:`debugkit.state.hooks`). A compiled model runs eagerly. An optimizer step inside is refused. Warnings
         are left for training to show.
         """
         states = [*self._tensors.values(), *self._data_tensors.values()]

@@ -21,13 +21,13 @@ from debugkit import Target, check, sandbox
 from debugkit.check import Check
 from debugkit.evidence import Ledger
 from debugkit.finding import Finding, note
-from debugkit.objects import Attributes, reachable
 from debugkit.probes.batches import Batches
 from debugkit.probes.training_step import TrainingStep
-from debugkit.randomness import seed_everything
 from debugkit.registry import Registry, load
 from debugkit.runner import Run
 from debugkit.sandbox import Sandbox, own_steps
+from debugkit.state.objects import Attributes, reachable
+from debugkit.state.randomness import seed_everything
 
 
 def fingerprint(target: Target) -> dict[str, Any]:

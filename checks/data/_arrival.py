@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from debugkit.entries import Entry
-from debugkit.rows import Column, Rows
+from debugkit.data.rows import Column, Rows
+from debugkit.tracing.entries import Entry
 
 _LAST_DIMENSION = ("linear", "lstm", "gru", "rnn_tanh", "rnn_relu")
 

@@ -10,11 +10,11 @@ import torch
 from torch.utils.data import WeightedRandomSampler
 
 from debugkit import Finding, Target, fail, note, warn
-from debugkit.class_names import class_names, entity_counts
-from debugkit.labels import Labels
+from debugkit.data.class_names import class_names, entity_counts
+from debugkit.data.labels import Labels
+from debugkit.data.shares import lower_bound, percent
 from debugkit.probes.label_use import Use
 from debugkit.probes.samples import Samples
-from debugkit.shares import lower_bound, percent
 
 _RISK = 0.01
 _MEANT = 64

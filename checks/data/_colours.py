@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from debugkit.rows import Column, Rows
+from debugkit.data.rows import Column, Rows
 
 from ._pixels import original_scale
 from ._units import channel_axis, units_of

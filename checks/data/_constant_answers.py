@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Mapping
 
 from debugkit import Finding, Unavailable, note
-from debugkit.labels import Labels
+from debugkit.data.labels import Labels
+from debugkit.data.shares import percent
 from debugkit.probes.samples import Samples
-from debugkit.shares import percent
 
 _UNITS = {"classes": "samples", "tags": "tokens", "pixels": "pixels", "tokens": "tokens"}
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from debugkit import Target
-from debugkit.batch import LABEL_KEYS, tensors
-from debugkit.feature_blocks import is_mask, is_tokens
+from debugkit.data.batch import LABEL_KEYS, tensors
+from debugkit.data.feature_blocks import is_mask, is_tokens
+from debugkit.data.rows import Column, Rows
 from debugkit.probes.batches import Batches
 from debugkit.probes.training_step import TrainingStep
-from debugkit.rows import Column, Rows
 
 _BITS = 30.0
 _DISTINCT = 8

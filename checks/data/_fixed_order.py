@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from debugkit import Target
-from debugkit.objects import reachable
+from debugkit.data.rows import Column, Rows
 from debugkit.probes.epochs import Epochs
 from debugkit.probes.label_use import LabelUse
 from debugkit.probes.samples import Samples, ignored_labels
-from debugkit.rows import Column, Rows
+from debugkit.state.objects import reachable
 
 from ._label_order import LabelSequence, Purity, Runs, comes_in_blocks, label_sequences
 from ._series import are_neighbours_alike, is_running_text, is_series

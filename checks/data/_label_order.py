@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from debugkit.data.rows import Rows
 from debugkit.probes.label_use import DECLARED, LabelUse
 from debugkit.probes.samples import Samples
-from debugkit.rows import Rows
 
 _SMALL_BATCH = 8
 _BLOCK = 16

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from debugkit import Target
-from debugkit.answers import Answers
-from debugkit.codec import Codec
-from debugkit.feature_blocks import is_tokens, token_rows
-from debugkit.rows import Rows
+from debugkit.data.answers import Answers
+from debugkit.data.feature_blocks import is_tokens, token_rows
+from debugkit.data.rows import Rows
+from debugkit.tokens.codec import Codec
 
 _SHORTEST = 3
 _MOST_ROWS = 512

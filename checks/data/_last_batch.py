@@ -12,9 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import BatchSampler
 
 from debugkit import Finding, fail, note
-from debugkit.loaders import inner_loader, is_map_style
+from debugkit.data.loaders import inner_loader, is_map_style
+from debugkit.data.rows import Rows
 from debugkit.probes.training_step import TrainingStep
-from debugkit.rows import Rows
 
 from ._lengths import length
 

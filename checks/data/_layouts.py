@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from debugkit.entries import Entry
+from debugkit.tracing.entries import Entry
 
 from ._neighbours import neighbours, neighbours_across_samples, same_order
 

@@ -10,12 +10,12 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader
 
 from debugkit import Finding, fail, note, warn
-from debugkit.batch import tensors
+from debugkit.data.batch import tensors
+from debugkit.data.loaders import inner_loader, is_map_style
+from debugkit.data.provenance import sources
+from debugkit.data.rows import Rows
+from debugkit.data.shares import percent
 from debugkit.errors import one_line
-from debugkit.loaders import inner_loader, is_map_style
-from debugkit.provenance import sources
-from debugkit.rows import Rows
-from debugkit.shares import percent
 
 _TRIED = 16
 _ALMOST = 0.05

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from debugkit import Finding, fail, warn
-from debugkit.batch import split, tensors
-from debugkit.loaders import inner_loader, is_map_style
-from debugkit.rows import Rows
+from debugkit.data.batch import split, tensors
+from debugkit.data.loaders import inner_loader, is_map_style
+from debugkit.data.rows import Rows
 
 from ._plain import content
 

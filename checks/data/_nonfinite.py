@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from debugkit import Target
-from debugkit.batch import map_tensors, sliceable, take, tensors
+from debugkit.data.batch import map_tensors, sliceable, take, tensors
+from debugkit.data.rows import Column, Rows
 from debugkit.errors import Broken
 from debugkit.probes.training_step import TrainingStep, gradients_of, run_step
-from debugkit.rows import Column, Rows
 from debugkit.sandbox import Sandbox
 
 _TRIED_ROWS = 4

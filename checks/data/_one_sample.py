@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from debugkit import Finding, fail
+from debugkit.data.rows import Rows
 from debugkit.probes.batches import Batches
 from debugkit.probes.samples import Samples
-from debugkit.rows import Rows
 
 from ._plain import are_samples, is_plain
 from ._repeats import Repeats

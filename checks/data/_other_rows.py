@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from debugkit import Finding, fail, warn
+from debugkit.data.ridge import CrossValidation, one_hot, principal
+from debugkit.data.shares import percent
 from debugkit.probes.cheap_model import CheapModel, Split, codes_of, skill
-from debugkit.ridge import CrossValidation, one_hot, principal
-from debugkit.shares import percent
 
 from ._groups import clear_groups
 from ._wrong_labels import neighbours

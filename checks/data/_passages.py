@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from debugkit.chance import Contents
-from debugkit.near import Match, near_matches
-from debugkit.rows import Column, Rows
+from debugkit.data.chance import Contents
+from debugkit.data.near import Match, near_matches
+from debugkit.data.rows import Column, Rows
 
 Array = np.ndarray[Any, Any]
 

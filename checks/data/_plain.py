@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from debugkit.rows import Rows
+from debugkit.data.rows import Rows
 
 
 def is_plain(batch: Any) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from debugkit import Finding, Target, fail, note
-from debugkit.labels import Labels
+from debugkit.data.labels import Labels
 from debugkit.probes.class_outputs import ClassOutputs
 from debugkit.probes.samples import Samples
 from debugkit.probes.training_step import TrainingStep

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from debugkit.provenance import holds_samples, same_store, sources
+from debugkit.data.provenance import holds_samples, same_store, sources
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from debugkit.batch import fresh, split
-from debugkit.labels import as_tensor
-from debugkit.losses import Facts, LossCall
+from debugkit.data.batch import fresh, split
+from debugkit.data.labels import as_tensor
+from debugkit.data.rows import Column, Rows
+from debugkit.loss.losses import Facts, LossCall
 from debugkit.probes.batches import Batches
 from debugkit.probes.samples import Samples
 from debugkit.probes.training_step import TrainingStep
-from debugkit.reach import Reach, reach_of
-from debugkit.rows import Column, Rows
 from debugkit.sandbox import Sandbox
 from debugkit.target import Target
+from debugkit.tracing.reach import Reach, reach_of
 
 from ._units import thinned
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from debugkit import Finding, fail
+from debugkit.data.shares import percent
 from debugkit.probes.cheap_model import CheapModel
-from debugkit.shares import percent
 
 _FEWEST = 30
 _WELL = 0.7

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from debugkit.chance import Contents
-from debugkit.provenance import origins
-from debugkit.rows import Rows
+from debugkit.data.chance import Contents
+from debugkit.data.provenance import origins
+from debugkit.data.rows import Rows
 
 _HANDFUL = 32
 _TIMES = 2.5

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from debugkit.rows import Column
+from debugkit.data.rows import Column
 
 from ._pixels import levels_of, normalised_twice, scaled_twice
 from ._units import Units, is_image, thinned

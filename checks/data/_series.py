@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from debugkit.rows import Column, Rows
+from debugkit.data.rows import Column, Rows
 
 _MOST_PAIRS = 128
 _SHARE = 0.9

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from debugkit.chance import Contents, step_hashes
-from debugkit.near import Match, near_matches
-from debugkit.nearest import matrices, noisy_copies
-from debugkit.rows import Rows
+from debugkit.data.chance import Contents, step_hashes
+from debugkit.data.near import Match, near_matches
+from debugkit.data.nearest import matrices, noisy_copies
+from debugkit.data.rows import Rows
 
 from ._passages import edited_copies
 from ._repeats import is_toy

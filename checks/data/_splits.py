@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from debugkit.rows import Column, Rows
+from debugkit.data.rows import Column, Rows
 
 from ._pixels import levels_of
 from ._units import Units, is_image, thinned, units_of

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from debugkit import Finding, Target, fail
-from debugkit.losses import Facts, LossCall
+from debugkit.data.rows import Column
+from debugkit.loss.losses import Facts, LossCall
 from debugkit.probes.samples import Samples
 from debugkit.probes.training_step import TrainingStep
-from debugkit.rows import Column
 
 _BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
 _SIGNS = ("soft_margin_loss", "hinge_embedding_loss")

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from debugkit import Finding, fail, warn
+from debugkit.data.ridge import CrossValidation
+from debugkit.data.shares import lower_bound, percent
+from debugkit.data.single_features import SingleFeature, single_features, without_telling
 from debugkit.probes.cheap_model import CheapModel, skill
-from debugkit.ridge import CrossValidation
-from debugkit.shares import lower_bound, percent
-from debugkit.single_features import SingleFeature, single_features, without_telling
 
 Array = np.ndarray[Any, Any]
 

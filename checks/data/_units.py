@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from debugkit.rows import Column
+from debugkit.data.rows import Column
 
 MOST_COLUMNS = 1000
 """Values per sample up to which a vector is a row of a table, and not a signal."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from debugkit.data.ridge import one_hot
+from debugkit.data.shares import lower_bound
 from debugkit.probes.cheap_model import CheapModel
-from debugkit.ridge import one_hot
-from debugkit.shares import lower_bound
 
 Array = np.ndarray[Any, Any]
 

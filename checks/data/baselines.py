@@ -11,10 +11,10 @@ from pydantic import Field
 from torch.utils.data import DataLoader, TensorDataset
 
 from debugkit import Finding, Target, check, note, warn
+from debugkit.data.ridge import log_loss
+from debugkit.data.shares import percent
 from debugkit.probes.cheap_model import CheapModel
 from debugkit.probes.samples import Samples, ignored_labels
-from debugkit.ridge import log_loss
-from debugkit.shares import percent
 from debugkit.testing import blobs, mlp
 
 from ._constant_answers import constant_answer

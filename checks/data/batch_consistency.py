@@ -9,13 +9,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from debugkit import Finding, Target, Unavailable, check, fail, note
-from debugkit.loaders import inner_loader, is_map_style
+from debugkit.data.loaders import inner_loader, is_map_style
+from debugkit.data.rows import Rows
 from debugkit.probes.batches import Batches
 from debugkit.probes.eval_samples import EvalSamples
 from debugkit.probes.samples import Samples
 from debugkit.probes.step_failure import StepFailure
 from debugkit.probes.training_step import TrainingStep
-from debugkit.rows import Rows
 from debugkit.testing import blobs, mlp
 
 from ._last_batch import dropped, epoch_of, lone_sample

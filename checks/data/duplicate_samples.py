@@ -11,12 +11,12 @@ from pydantic import Field
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from debugkit import Finding, Target, Unavailable, check, note, warn
-from debugkit.loaders import inner_loader, is_map_style
+from debugkit.data.loaders import inner_loader, is_map_style
+from debugkit.data.rows import Rows
+from debugkit.data.shares import percent
 from debugkit.probes.batches import Batches
 from debugkit.probes.samples import Samples
 from debugkit.probes.train_contents import TrainContents
-from debugkit.rows import Rows
-from debugkit.shares import percent
 from debugkit.testing import blobs, mlp
 
 from ._one_sample import COUNTED, FEWEST, all_the_same

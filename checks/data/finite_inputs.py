@@ -11,12 +11,12 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.batch import tensors
+from debugkit.data.batch import tensors
+from debugkit.data.rows import Column, Rows
 from debugkit.probes.batches import Batches
 from debugkit.probes.eval_samples import EvalSamples
 from debugkit.probes.samples import Samples
 from debugkit.probes.training_step import TrainingStep
-from debugkit.rows import Column, Rows
 from debugkit.sandbox import Sandbox
 from debugkit.testing import blobs, mlp
 

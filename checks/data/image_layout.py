@@ -11,12 +11,12 @@ from pydantic import Field
 from torch.utils.data import DataLoader, TensorDataset
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.columns import columns_of
-from debugkit.entries import Entry
+from debugkit.data.columns import columns_of
 from debugkit.probes.batches import Batches
 from debugkit.probes.eval_samples import EvalSamples
 from debugkit.probes.samples import Samples
 from debugkit.probes.training_step import TrainingStep
+from debugkit.tracing.entries import Entry
 
 from ._arrival import called
 from ._colours import reversed_colours

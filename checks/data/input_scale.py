@@ -11,12 +11,12 @@ from pydantic import Field
 from torch.utils.data import DataLoader, TensorDataset
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.entries import Entry
+from debugkit.data.rows import Column, Rows
 from debugkit.probes.eval_samples import EvalSamples
 from debugkit.probes.samples import Samples
 from debugkit.probes.training_step import TrainingStep
-from debugkit.rows import Column, Rows
 from debugkit.testing import blobs, mlp
+from debugkit.tracing.entries import Entry
 
 from ._arrival import arrivals, called, unit_axis
 from ._scales import Limits, Problem, constant_units, problem_inside, problem_of

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch.utils.data import DataLoader, TensorDataset
 
 from debugkit import Finding, Target, Unavailable, check, note
-from debugkit.labels import Labels
+from debugkit.data.labels import Labels
 from debugkit.probes.label_use import DECLARED, LabelUse, Use
 from debugkit.probes.samples import Samples
 from debugkit.testing import blobs, mlp

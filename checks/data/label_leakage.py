@@ -11,14 +11,14 @@ from pydantic import Field
 from torch.utils.data import DataLoader, TensorDataset
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.class_names import class_names
+from debugkit.data.class_names import class_names
+from debugkit.data.shares import percent
+from debugkit.data.single_features import single_features
 from debugkit.probes.batches import Batches
 from debugkit.probes.cheap_model import CheapModel
 from debugkit.probes.echo import Echo
 from debugkit.probes.samples import Samples
 from debugkit.probes.training_step import TrainingStep
-from debugkit.shares import percent
-from debugkit.single_features import single_features
 from debugkit.testing import blobs, mlp
 
 from ._copies import Copy, copies, reaches

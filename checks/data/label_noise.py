@@ -11,9 +11,9 @@ from pydantic import Field
 from torch.utils.data import DataLoader, TensorDataset
 
 from debugkit import Finding, Target, check, fail, note, warn
+from debugkit.data.shares import percent
 from debugkit.probes.cheap_model import CheapModel
 from debugkit.probes.pairing import Pairing
-from debugkit.shares import percent
 from debugkit.testing import blobs, mlp
 
 from ._other_rows import Unexplained, at_chance

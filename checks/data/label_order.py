@@ -11,10 +11,10 @@ from pydantic import Field
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, TensorDataset
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.loaders import deciding_sampler, inner_loader, is_map_style
+from debugkit.data.loaders import deciding_sampler, inner_loader, is_map_style
+from debugkit.data.shares import percent
 from debugkit.probes.label_use import LabelUse
 from debugkit.probes.samples import Samples, ignored_labels
-from debugkit.shares import percent
 from debugkit.testing import blobs, mlp
 
 from ._label_order import (

@@ -11,11 +11,11 @@ from pydantic import Field
 from torch.utils.data import DataLoader, TensorDataset
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
+from debugkit.data.rows import Column, Rows
 from debugkit.probes.class_outputs import ClassOutputs, is_whole
 from debugkit.probes.eval_samples import EvalSamples
 from debugkit.probes.samples import Samples
 from debugkit.probes.training_step import TrainingStep
-from debugkit.rows import Column, Rows
 from debugkit.testing import blobs, mlp
 
 from ._name_tables import disagreements

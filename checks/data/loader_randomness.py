@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.loaders import deciding_sampler, inner_loader
+from debugkit.data.loaders import deciding_sampler, inner_loader
 from debugkit.probes.epochs import Epochs
 from debugkit.probes.fetches import Fetches
 from debugkit.probes.label_use import LabelUse

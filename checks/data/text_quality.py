@@ -13,10 +13,10 @@ from pydantic import Field
 from torch.utils.data import DataLoader
 
 from debugkit import Finding, Target, check, fail, note, warn
-from debugkit.codec import excerpt
+from debugkit.data.shares import lower_bound, percent
 from debugkit.probes.texts import Texts
-from debugkit.shares import lower_bound, percent
 from debugkit.testing import mlp
+from debugkit.tokens.codec import excerpt
 
 from ._text_faults import (
     CONTROL,

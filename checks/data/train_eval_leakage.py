@@ -10,9 +10,9 @@ from pydantic import Field
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
+from debugkit.data.shares import percent
 from debugkit.probes.eval_samples import EvalSamples
 from debugkit.probes.train_contents import TrainContents
-from debugkit.shares import percent
 from debugkit.testing import blobs, mlp
 
 from ._plain import are_samples

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import torch
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.blame import advise, blame, describe
-from debugkit.parameters import amount, groups_of, places
 from debugkit.probes.gradients import Gradients
 from debugkit.probes.loss_response import LossResponse
 from debugkit.probes.model_state import ModelState
 from debugkit.probes.training_step import TrainingStep
-from debugkit.source import is_library_class
 from debugkit.testing import blobs, mlp
+from debugkit.tracing.blame import advise, blame, describe
+from debugkit.tracing.source import is_library_class
+from debugkit.weights.parameters import amount, groups_of, places
 
 
 @check

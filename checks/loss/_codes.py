@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 
-from debugkit.features import FeatureMap
-from debugkit.rows import Column, Rows
+from debugkit.data.features import FeatureMap
+from debugkit.data.rows import Column, Rows
 
 _FEWEST = 5
 _MOST_CODES = 50

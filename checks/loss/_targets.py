@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from debugkit.labels import Labels
-from debugkit.loss_terms import Term
-from debugkit.losses import Facts, LossCall
+from debugkit.data.labels import Labels
+from debugkit.data.rows import Column
+from debugkit.loss.loss_terms import Term
+from debugkit.loss.losses import Facts, LossCall
 from debugkit.probes.loss_response import LossResponse
 from debugkit.probes.samples import Samples
 from debugkit.probes.training_step import TrainingStep
-from debugkit.rows import Column
 
 
 @dataclass(frozen=True, eq=False)

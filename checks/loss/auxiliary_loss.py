@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from debugkit import Finding, Target, Unavailable, check, note, warn
-from debugkit.loose_terms import LooseTerm
+from debugkit.loss.loose_terms import LooseTerm
+from debugkit.loss.term import LossTerm
 from debugkit.probes.balance_loss import BalanceLoss
 from debugkit.probes.loss_tail import LossTail
 from debugkit.probes.training_step import TrainingStep
-from debugkit.term import LossTerm
 from debugkit.testing import blobs, mlp
 
 _TERM = re.compile(r"loss|aux|penalt|regul|commit|(^|_|\.)(kl|kld|reg)(_|$)", re.IGNORECASE)

@@ -10,9 +10,9 @@ from pydantic import Field
 from torch.utils.data import DataLoader, TensorDataset
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.codec import Codec
+from debugkit.data.shares import percent
 from debugkit.probes.token_targets import TokenTargets
-from debugkit.shares import percent
+from debugkit.tokens.codec import Codec
 
 _LABELS_ONCE = "the model shifts labels itself: pass `labels=input_ids`, with -100 where no loss is wanted"
 _SHIFT = (

@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.graph import Producer
-from debugkit.losses import Facts, LossCall
+from debugkit.loss.losses import Facts, LossCall
 from debugkit.probes.training_step import TrainingStep
 from debugkit.testing import blobs, mlp
+from debugkit.tracing.graph import Producer
 
 _FIT = {
     "cross_entropy": "pass the raw logits; `cross_entropy` applies log-softmax itself. Use softmax only to predict",

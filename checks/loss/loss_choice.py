@@ -11,12 +11,12 @@ from pydantic import Field
 from torch.utils.data import DataLoader, TensorDataset
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.flow import RefusedLoss
+from debugkit.data.rows import Column
 from debugkit.probes.loss_response import LossResponse
 from debugkit.probes.samples import Samples
 from debugkit.probes.training_step import TrainingStep
-from debugkit.rows import Column
 from debugkit.testing import blobs, mlp
+from debugkit.tracing.flow import RefusedLoss
 
 from ._class_weights import inverted_positives, order_of
 from ._codes import order_in_inputs

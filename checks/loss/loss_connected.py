@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from debugkit import Finding, Target, Unavailable, check, fail, note
-from debugkit.blame import advise, describe, last_cut
-from debugkit.loss_terms import Term
-from debugkit.losses import ELEMENTWISE
+from debugkit.loss.loss_terms import Term
+from debugkit.loss.losses import ELEMENTWISE
 from debugkit.probes.loss_response import LossResponse
 from debugkit.probes.non_finite import NonFinite
 from debugkit.probes.training_step import TrainingStep
 from debugkit.testing import blobs, mlp
+from debugkit.tracing.blame import advise, describe, last_cut
 
 
 @check

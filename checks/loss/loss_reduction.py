@@ -13,8 +13,8 @@ from debugkit import Finding, Target, Unavailable, check, fail, note, warn
 from debugkit.probes.loss_growth import LossGrowth, Total
 from debugkit.probes.loss_response import LossResponse
 from debugkit.probes.training_step import TrainingStep
-from debugkit.source import is_library_class
 from debugkit.testing import blobs, mlp
+from debugkit.tracing.source import is_library_class
 
 _ABOUT = 0.1
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.losses import ELEMENTWISE, LossCall
-from debugkit.mixups import Crossing, Misread
+from debugkit.loss.losses import ELEMENTWISE, LossCall
+from debugkit.loss.mixups import Crossing, Misread
 from debugkit.probes.loss_response import LossResponse
 from debugkit.probes.samples import Samples
 from debugkit.probes.training_step import TrainingStep

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from debugkit import Finding, Target, fail, note, warn
-from debugkit.codec import Codec, excerpt
-from debugkit.loaders import inner_loader, is_map_style, whole_item
+from debugkit.data.loaders import inner_loader, is_map_style, whole_item
+from debugkit.data.shares import percent
 from debugkit.probes.token_ids import TokenIds
-from debugkit.shares import percent
+from debugkit.tokens.codec import Codec, excerpt
 
 _MOST_ITEMS = 128
 _FEWEST = 5

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from debugkit import Finding, note, warn
-from debugkit.codec import Codec
 from debugkit.probes.token_ids import TokenIds
+from debugkit.tokens.codec import Codec
 
 _MOSTLY = 0.5
 

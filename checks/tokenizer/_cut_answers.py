@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from debugkit import Finding, fail, note, warn
-from debugkit.labels import IGNORED
+from debugkit.data.labels import IGNORED
+from debugkit.data.shares import percent
 from debugkit.probes.samples import Samples
 from debugkit.probes.token_ids import TokenIds
-from debugkit.shares import percent
 
 _FEWEST = 2
 _RARELY = 0.01

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from debugkit import Finding, Target, fail, note, warn
-from debugkit.codec import Codec
+from debugkit.data.shares import percent
 from debugkit.probes.supervision import Supervision
 from debugkit.probes.token_targets import TokenTargets
-from debugkit.shares import percent
+from debugkit.tokens.codec import Codec
 
 _FEWEST = 3
 _FEW_SPECIAL = 0.01

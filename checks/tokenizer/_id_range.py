@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from debugkit import Finding, fail
-from debugkit.labels import IGNORED
+from debugkit.data.labels import IGNORED
+from debugkit.data.rows import Column, Rows
 from debugkit.probes.table_reads import TableRead
-from debugkit.rows import Column, Rows
-from debugkit.table_sources import Source
+from debugkit.tracing.table_sources import Source
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from debugkit import Finding, note, warn
-from debugkit.batch import split, tensors
-from debugkit.shares import lower_bound
+from debugkit.data.batch import split, tensors
+from debugkit.data.shares import lower_bound
 
 _SIDE = 96
 _SMALLEST = 12

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from debugkit import Finding, fail, note, warn
-from debugkit.pad_trial import NOTICED, Effect
 from debugkit.probes.pad_trials import PadTrials
 from debugkit.probes.token_ids import TokenIds
+from debugkit.tokens.pad_trial import NOTICED, Effect
 
 _MOST = 0.9
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from debugkit import Finding, fail, note, warn
+from debugkit.data.shares import percent
 from debugkit.probes.decoded import Decoded, TokenRow
-from debugkit.shares import percent
 
 FEWEST_TOKENS = 32
 _MOST_TOKENS = 4096

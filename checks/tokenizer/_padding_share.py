@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from debugkit import Finding, note, warn
+from debugkit.data.shares import percent
 from debugkit.probes.token_ids import TokenIds
-from debugkit.shares import percent
 
 _WORTH = 1 / 3
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from debugkit import Finding, fail
-from debugkit.input_embedding import input_embedding, is_trained
+from debugkit.data.rows import Rows
 from debugkit.probes.table_reads import TableReads
 from debugkit.probes.token_ids import TokenIds
-from debugkit.rows import Rows
+from debugkit.weights.input_embedding import input_embedding, is_trained
 
 _FREQUENCIES = "inv_freq"
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from debugkit import Finding, fail, note, warn
+from debugkit.data.shares import percent
 from debugkit.probes.supervision import SupervisedRow, Supervision
-from debugkit.shares import percent
 
 _FEWEST_ROWS = 4
 _FEWEST_RUNS = 3

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 from debugkit import Finding, Target, warn
+from debugkit.data.shares import percent
 from debugkit.probes.supervision import SupervisedRow, Supervision
 from debugkit.probes.token_targets import TokenTargets
-from debugkit.shares import percent
 
 from ._words import Pieces
 

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from debugkit import Finding, warn
+from debugkit.data.shares import percent
 from debugkit.probes.decoded import Decoded
-from debugkit.shares import percent
 
 from ._origin import FEWEST_TOKENS
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from debugkit import Finding, Target, warn
-from debugkit.codec import Codec
+from debugkit.data.shares import percent
 from debugkit.probes.supervision import SupervisedRow, Supervision
-from debugkit.shares import percent
+from debugkit.tokens.codec import Codec
 
 _WORDS = ("Quokka", "Numbat", "Wombat", "Bilby")
 _FEWEST_ROWS = 4

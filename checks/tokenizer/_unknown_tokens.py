@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from debugkit import Finding, fail, note, warn
+from debugkit.data.shares import lower_bound, percent
 from debugkit.probes.decoded import Decoded, TokenRow
-from debugkit.shares import lower_bound, percent
 
 _Z = 2.33  # 99 % on one side
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from debugkit import Finding, fail, warn
+from debugkit.data.shares import percent
 from debugkit.probes.samples import Samples
 from debugkit.probes.supervision import Supervision
 from debugkit.probes.token_ids import TokenIds
-from debugkit.shares import percent
 
 _FEWEST_ROWS = 4
 _ANSWER = (

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from debugkit import Finding, fail, note, warn
-from debugkit.codec import Codec
-from debugkit.shares import percent
+from debugkit.data.shares import percent
+from debugkit.tokens.codec import Codec
 
 _MULTIPLE = 128
 _MOST_TRIED = 64

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from debugkit import Finding, Target, warn
-from debugkit.class_names import class_names
-from debugkit.labels import Labels
+from debugkit.data.class_names import class_names
+from debugkit.data.labels import Labels
+from debugkit.data.shares import percent
 from debugkit.probes.supervision import SupervisedRow, Supervision
-from debugkit.shares import percent
 
 Style = Literal["##", "Ġ", "▁"]
 

@@ -10,11 +10,11 @@ from pydantic import Field
 from torch.utils.data import DataLoader
 
 from debugkit import Finding, Target, check, note
+from debugkit.data.shares import percent
 from debugkit.probes.samples import Samples
 from debugkit.probes.supervision import Supervision
 from debugkit.probes.token_ids import TokenIds
 from debugkit.probes.token_targets import TokenTargets
-from debugkit.shares import percent
 
 from ._hidden_words import hidden, in_sight
 from ._supervised_ends import end_of_text, padding

@@ -11,12 +11,12 @@ from pydantic import Field
 from torch.utils.data import DataLoader
 
 from debugkit import Finding, Target, Unavailable, check, fail, note
-from debugkit.codec import Codec
-from debugkit.input_embedding import input_embedding, is_trained
-from debugkit.lexicon import Kinship
 from debugkit.probes.canary import Canary, TextLoss
 from debugkit.probes.token_ids import TokenIds
 from debugkit.testing import word_tokenizer
+from debugkit.tokens.codec import Codec
+from debugkit.tokens.lexicon import Kinship
+from debugkit.weights.input_embedding import input_embedding, is_trained
 
 from ._config_ids import disagreements, judged
 

@@ -10,10 +10,10 @@ from pydantic import Field
 from torch.utils.data import DataLoader
 
 from debugkit import Finding, Target, check, note
-from debugkit.codec import excerpt
+from debugkit.data.shares import percent
 from debugkit.probes.decoded import Decoded
-from debugkit.shares import percent
 from debugkit.testing import word_tokenizer
+from debugkit.tokens.codec import excerpt
 
 from ._ends import endless, endless_targets
 from ._origin import foreign, round_trip

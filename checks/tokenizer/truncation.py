@@ -11,13 +11,13 @@ from pydantic import Field
 from torch.utils.data import DataLoader
 
 from debugkit import Finding, Target, Unavailable, check, note, warn
-from debugkit.labels import IGNORED
+from debugkit.data.labels import IGNORED
+from debugkit.data.shares import lower_bound, percent
 from debugkit.probes.eval_samples import EvalSamples
 from debugkit.probes.samples import Samples
 from debugkit.probes.source_texts import SourceTexts
 from debugkit.probes.table_reads import TableReads
 from debugkit.probes.token_ids import TokenIds
-from debugkit.shares import lower_bound, percent
 from debugkit.testing import word_tokenizer
 
 from ._cut_answers import cut_answers

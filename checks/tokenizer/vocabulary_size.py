@@ -10,13 +10,13 @@ from pydantic import Field
 from torch.utils.data import DataLoader, TensorDataset
 
 from debugkit import Finding, Target, Unavailable, check, fail, note
-from debugkit.codec import Codec
-from debugkit.input_embedding import input_embedding
+from debugkit.data.rows import Rows
 from debugkit.probes.eval_samples import EvalSamples
 from debugkit.probes.samples import Samples
 from debugkit.probes.table_reads import TableRead, TableReads
-from debugkit.rows import Rows
 from debugkit.testing import word_tokenizer
+from debugkit.tokens.codec import Codec
+from debugkit.weights.input_embedding import input_embedding
 
 from ._id_range import IdRange, id_range, without_a_row
 from ._vocabulary import tokens_without_a_row, unreachable_rows

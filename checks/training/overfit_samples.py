@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.curve import Curve
 from debugkit.probes.overfit import OverfitRuns
 from debugkit.probes.training_step import TrainingStep
 from debugkit.testing import blobs, mlp
+from debugkit.trials.curve import Curve
 
 _SQUASHED = frozenset({"softmax", "sigmoid", "hardsigmoid"})
 _WRONG_PRODUCERS = {

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from debugkit.errors import UsageError
-from debugkit.objects import Attributes
 from debugkit.sandbox import Sandbox
+from debugkit.state.objects import Attributes
 from debugkit.target import Target
 
 _CONTAINERS = (dict, list, set, deque)

@@ -11,18 +11,18 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from debugkit.batch import size, sliceable, split, take
-from debugkit.dropout import NoDropout
+from debugkit.data.batch import size, sliceable, split, take
+from debugkit.data.labels import IGNORED, as_tensor
 from debugkit.errors import Broken, Unavailable
 from debugkit.evidence import Cost
-from debugkit.labels import IGNORED, as_tensor
+from debugkit.loss.term import LossTerm
 from debugkit.probes.batches import Batches
 from debugkit.probes.loss_tail import step_tail
 from debugkit.probes.training_step import TrainingStep, backward, run_step
 from debugkit.sandbox import Sandbox, own_steps
-from debugkit.schedule import unwrap
 from debugkit.target import Target
-from debugkit.term import LossTerm
+from debugkit.tracing.dropout import NoDropout
+from debugkit.trials.schedule import unwrap
 
 Mean = Literal["targets", "samples", "nothing", "unknown"]
 

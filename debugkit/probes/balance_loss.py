@@ -12,16 +12,16 @@ import torch
 
 from debugkit.errors import Broken, Unavailable
 from debugkit.evidence import Cost
-from debugkit.graph import ancestors
-from debugkit.losses import LOSSES
-from debugkit.playback import Playback
+from debugkit.loss.losses import LOSSES
 from debugkit.probes.batches import Batches
 from debugkit.probes.loss_tail import few_rows, weights_behind
 from debugkit.probes.training_step import run_step
-from debugkit.program import Outcome
-from debugkit.recording import Recording
 from debugkit.sandbox import Sandbox
 from debugkit.target import Target
+from debugkit.tracing.graph import ancestors
+from debugkit.tracing.playback import Playback
+from debugkit.tracing.program import Outcome
+from debugkit.tracing.recording import Recording
 
 _SWITCH = "output_router_logits"
 _COEFFICIENT = re.compile(r"(aux|balanc|router|moe|z_loss)\w*(coef|weight|alpha|factor)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from debugkit.batch import size
+from debugkit.data.batch import size
 from debugkit.evidence import Cost
 from debugkit.probes.stream import TrainStream
 

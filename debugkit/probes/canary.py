@@ -10,19 +10,19 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from debugkit.batch import map_tensors, size, sliceable, take
-from debugkit.columns import columns_of
+from debugkit.data.batch import map_tensors, size, sliceable, take
+from debugkit.data.columns import columns_of
 from debugkit.errors import Broken, Unavailable
 from debugkit.evidence import Cost
-from debugkit.input_embedding import input_embedding, is_trained
-from debugkit.lexicon import Kinship, kinship
 from debugkit.probes.batches import Batches
 from debugkit.probes.initial_state import InitialState
 from debugkit.probes.token_ids import TokenIds
 from debugkit.probes.training_step import run_step
-from debugkit.program import primary_output
 from debugkit.sandbox import Sandbox
 from debugkit.target import Target
+from debugkit.tokens.lexicon import Kinship, kinship
+from debugkit.tracing.program import primary_output
+from debugkit.weights.input_embedding import input_embedding, is_trained
 
 _ROWS = 4
 _SHORT_ROWS = 8

@@ -8,14 +8,14 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from debugkit.answers import Answers, answers_of
+from debugkit.data.answers import Answers, answers_of
+from debugkit.data.features import FeatureMap, Features
+from debugkit.data.ridge import CrossValidation, Ridge, log_loss, one_hot, posterior
+from debugkit.data.rows import Rows
 from debugkit.errors import Unavailable
 from debugkit.evidence import Cost
-from debugkit.features import FeatureMap, Features
 from debugkit.probes.eval_samples import EvalSamples
 from debugkit.probes.samples import Samples, ignored_labels
-from debugkit.ridge import CrossValidation, Ridge, log_loss, one_hot, posterior
-from debugkit.rows import Rows
 from debugkit.target import Target
 
 Array = np.ndarray[Any, Any]

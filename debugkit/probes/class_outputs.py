@@ -10,19 +10,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from debugkit.batch import fresh, size, sliceable, split, take
+from debugkit.data.batch import fresh, size, sliceable, split, take
+from debugkit.data.labels import IGNORED
+from debugkit.data.rows import Column
 from debugkit.errors import Broken, Unavailable
 from debugkit.evidence import Cost
-from debugkit.labels import IGNORED
-from debugkit.losses import LossCall
+from debugkit.loss.losses import LossCall
 from debugkit.probes.batches import Batches
 from debugkit.probes.samples import Samples
 from debugkit.probes.training_step import TrainingStep, run_step
-from debugkit.program import Program, call_model, primary_output
-from debugkit.rows import Column
 from debugkit.sandbox import Sandbox
 from debugkit.target import Target
-from debugkit.trace import record
+from debugkit.tracing.program import Program, call_model, primary_output
+from debugkit.tracing.trace import record
 
 _INDEXED = ("cross_entropy", "nll_loss", "multi_margin_loss")
 _MODULES = (torch.nn.CrossEntropyLoss, torch.nn.NLLLoss, torch.nn.MultiMarginLoss)

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 
 import torch
 
-from debugkit.batch import input_ids, named, size, split, tensors
-from debugkit.codec import Codec, Habits
+from debugkit.data.batch import input_ids, named, size, split, tensors
+from debugkit.data.labels import IGNORED, as_tensor
 from debugkit.errors import Unavailable
 from debugkit.evidence import Cost
-from debugkit.input_embedding import input_embedding, is_trained
-from debugkit.labels import IGNORED, as_tensor
 from debugkit.probes.batches import Batches
 from debugkit.target import Target
+from debugkit.tokens.codec import Codec, Habits
+from debugkit.weights.input_embedding import input_embedding, is_trained
 
 _MOST_ROWS = 256
 _AS_INPUTS = 0.9

@@ -7,15 +7,15 @@ from typing import Any, ClassVar
 
 import torch
 
-from debugkit.batch import fresh, sliceable, take, tensors
+from debugkit.data.batch import fresh, sliceable, take, tensors
+from debugkit.data.rows import Rows
 from debugkit.errors import Unavailable
 from debugkit.evidence import Cost
 from debugkit.probes.samples import Samples
 from debugkit.probes.training_step import TrainingStep
-from debugkit.program import Program, primary_output
-from debugkit.rows import Rows
 from debugkit.sandbox import Sandbox
 from debugkit.target import Target
+from debugkit.tracing.program import Program, primary_output
 
 _ROWS = 2
 _FEWEST_STEPS = 4

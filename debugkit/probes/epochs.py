@@ -11,9 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch.utils.data import DataLoader
 
-from debugkit.errors import Broken, Unavailable, one_line
-from debugkit.evidence import Cost, Deadline
-from debugkit.loaders import (
+from debugkit.data.loaders import (
     draw,
     inner_loader,
     is_map_style,
@@ -22,11 +20,13 @@ from debugkit.loaders import (
     stop_workers,
     with_set_epoch,
 )
+from debugkit.data.rows import RowReader
+from debugkit.data.stream import _time_limit
+from debugkit.errors import Broken, Unavailable, one_line
+from debugkit.evidence import Cost, Deadline
 from debugkit.probes.fetches import Fetches
 from debugkit.probes.samples import Samples
-from debugkit.rows import RowReader
 from debugkit.sandbox import Sandbox
-from debugkit.stream import _time_limit
 from debugkit.target import Target
 
 Source = Literal["list", "map", "stream", "else"]

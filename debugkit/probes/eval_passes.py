@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from debugkit.batch import fresh, tensors
-from debugkit.dropout import HandMadeDropout, bound, drops
+from debugkit.data.batch import fresh, tensors
 from debugkit.errors import Broken, Unavailable, one_line
 from debugkit.evidence import Cost
 from debugkit.probes.training_step import TrainingStep, marks
-from debugkit.program import Program
-from debugkit.randomness import seed_everything
 from debugkit.sandbox import Sandbox
-from debugkit.source import user_location
+from debugkit.state.randomness import seed_everything
+from debugkit.state.tensor_state import same_bits
 from debugkit.target import Target
-from debugkit.tensor_state import same_bits
+from debugkit.tracing.dropout import HandMadeDropout, bound, drops
+from debugkit.tracing.program import Program
+from debugkit.tracing.source import user_location
 
 _SAMPLING = frozenset(
     [

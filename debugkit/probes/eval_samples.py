@@ -7,11 +7,11 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from debugkit.data.labels import LabelReader, Labels
+from debugkit.data.rows import RowReader, Rows
 from debugkit.evidence import Cost
-from debugkit.labels import LabelReader, Labels
 from debugkit.probes.samples import ignored_labels, scan
 from debugkit.probes.stream import EvalStream
-from debugkit.rows import RowReader, Rows
 from debugkit.target import Target
 
 

@@ -15,14 +15,14 @@ import torch
 from pydantic import Field
 from torch.utils.data import DataLoader, SequentialSampler
 
+from debugkit.data.loaders import deciding_sampler, draw, fetching, inner_loader, is_map_style, stop_workers
+from debugkit.data.rows import RowReader, Rows
+from debugkit.data.stream import _time_limit
 from debugkit.errors import Broken, Unavailable, one_line
 from debugkit.evidence import Cost, Deadline
-from debugkit.loaders import deciding_sampler, draw, fetching, inner_loader, is_map_style, stop_workers
 from debugkit.probes.samples import Samples
-from debugkit.randomness import seed_everything
-from debugkit.rows import RowReader, Rows
 from debugkit.sandbox import Sandbox
-from debugkit.stream import _time_limit
+from debugkit.state.randomness import seed_everything
 from debugkit.target import Target
 
 _SAMPLES = 8

@@ -11,10 +11,10 @@ import torch
 from debugkit.evidence import Cost
 from debugkit.probes.batches import Batches
 from debugkit.probes.training_step import Gradient, TrainingStep, backward, gradients_of, run_step
-from debugkit.randomness import seed_everything
 from debugkit.sandbox import Sandbox
+from debugkit.state.randomness import seed_everything
 from debugkit.target import Target
-from debugkit.trace import record
+from debugkit.tracing.trace import record
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 
 import torch
 
-from debugkit import spectrum
 from debugkit.errors import Unavailable
 from debugkit.evidence import Cost
 from debugkit.probes.layer_spectra import LayerSpectra, LayerSpectrum, is_table, unreadable
 from debugkit.target import Target
+from debugkit.weights import spectrum
 
 State = Literal["initial", "trained", "undetermined"]
 Origin = Literal["random", "like an initialiser", "deterministic", "structured", "undetermined"]

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from debugkit.batch import split
+from debugkit.data.batch import split
+from debugkit.data.labels import Labels, tensors_by_path
 from debugkit.errors import Broken, Unavailable
 from debugkit.evidence import Cost
-from debugkit.labels import Labels, tensors_by_path
-from debugkit.losses import LOSSES
+from debugkit.loss.losses import LOSSES
 from debugkit.probes.batches import Batches
 from debugkit.probes.samples import Samples
 from debugkit.probes.training_step import run_step
@@ -23,7 +23,7 @@ from debugkit.sandbox import Sandbox
 from debugkit.target import Target
 
 DECLARED = ""
-"""The source that stands for the labels as :func:`debugkit.batch.split` gives them."""
+"""The source that stands for the labels as :func:`debugkit.data.batch.split` gives them."""
 
 _LOOKUPS = frozenset({"getitem", "index_select", "take", "gather"})
 _ESCAPES = frozenset({"item", "tolist", "numpy", "array", "float", "int", "bool"})

@@ -13,10 +13,10 @@ from pydantic import Field
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from debugkit import spectrum
 from debugkit.evidence import Cost, Deadline
-from debugkit.spectrum import NoiseDistance, PowerLaw
 from debugkit.target import Target
+from debugkit.weights import spectrum
+from debugkit.weights.spectrum import NoiseDistance, PowerLaw
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 FEWEST_EIGENVALUES = 50

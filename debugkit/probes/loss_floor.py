@@ -11,13 +11,13 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 
-from debugkit.descent import Objective, descend_freely, descend_within
 from debugkit.evidence import Cost
-from debugkit.playback import Playback
+from debugkit.loss.term import LossTerm
 from debugkit.probes.loss_tail import LossTail
-from debugkit.recording import VALUES_KEPT
 from debugkit.sandbox import Sandbox, own_steps
-from debugkit.term import LossTerm
+from debugkit.tracing.playback import Playback
+from debugkit.tracing.recording import VALUES_KEPT
+from debugkit.trials.descent import Objective, descend_freely, descend_within
 
 _SCALES = (1.0, 10.0, 1e2, 1e3, 1e4)
 _GROWS = 1.5

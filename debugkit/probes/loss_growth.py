@@ -10,19 +10,19 @@ from typing import Any, ClassVar
 import torch
 from torch.overrides import TorchFunctionMode
 
-from debugkit.batch import size, sliceable, take
-from debugkit.dropout import NoDropout
+from debugkit.data.batch import size, sliceable, take
 from debugkit.errors import Broken, Unavailable
 from debugkit.evidence import Cost
-from debugkit.losses import LOSSES, bind_loss, loss_name
+from debugkit.loss.losses import LOSSES, bind_loss, loss_name
 from debugkit.probes.batches import Batches
 from debugkit.probes.loss_response import begin
 from debugkit.probes.training_step import run_step
-from debugkit.randomness import seed_everything
 from debugkit.sandbox import Sandbox
-from debugkit.source import user_location
-from debugkit.tape import flat
+from debugkit.state.randomness import seed_everything
 from debugkit.target import Target
+from debugkit.tracing.dropout import NoDropout
+from debugkit.tracing.source import user_location
+from debugkit.tracing.tape import flat
 
 _MOST = 4
 _SUMS = frozenset({"sum", "nansum", "einsum", "dot"})

@@ -8,22 +8,22 @@ from typing import Any, ClassVar
 
 import torch
 
-from debugkit.batch import size, split
+from debugkit.data.batch import size, split
+from debugkit.data.labels import tensors_by_path
+from debugkit.data.subset import few_samples
 from debugkit.errors import Broken
 from debugkit.evidence import Cost
-from debugkit.flow import Flow, RefusedLoss
-from debugkit.label_swaps import Answer, Labels, misplaced, use_of_labels
-from debugkit.labels import tensors_by_path
-from debugkit.loss_terms import Term, terms
-from debugkit.mixups import Crossing, Misread, crossings, misread
+from debugkit.loss.label_swaps import Answer, Labels, misplaced, use_of_labels
+from debugkit.loss.loss_terms import Term, terms
+from debugkit.loss.mixups import Crossing, Misread, crossings, misread
 from debugkit.probes.batches import Batches
 from debugkit.probes.training_step import TrainingStep, run_step
-from debugkit.program import DetachedLossError
-from debugkit.randomness import seed_everything
 from debugkit.sandbox import Sandbox
-from debugkit.subset import few_samples
-from debugkit.tape import flat
+from debugkit.state.randomness import seed_everything
 from debugkit.target import Target
+from debugkit.tracing.flow import Flow, RefusedLoss
+from debugkit.tracing.program import DetachedLossError
+from debugkit.tracing.tape import flat
 
 MOST_ROWS = 6
 

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 
 from debugkit.evidence import Cost
-from debugkit.freshness import State, head_state, is_drawn_by_library, is_untouched
-from debugkit.losses import LossCall
+from debugkit.loss.losses import LossCall
+from debugkit.loss.term import LossTerm
 from debugkit.probes.loss_tail import LossTail
 from debugkit.probes.samples import Samples
 from debugkit.probes.training_step import TrainingStep
 from debugkit.sandbox import Sandbox
 from debugkit.target import Target
-from debugkit.term import LossTerm
+from debugkit.weights.freshness import State, head_state, is_drawn_by_library, is_untouched
 
 Kind = Literal["classes", "binary", "values"]
 

@@ -8,20 +8,20 @@ from typing import Any, ClassVar
 
 import torch
 
-from debugkit.batch import size, sliceable, split, take
+from debugkit.data.batch import size, sliceable, split, take
+from debugkit.data.labels import tensors_by_path
 from debugkit.errors import Broken, Unavailable
 from debugkit.evidence import Cost
-from debugkit.labels import tensors_by_path
-from debugkit.loose_terms import LooseTerm, loose_terms
-from debugkit.losses import LOSSES, Expects, bind_loss, loss_name
-from debugkit.playback import Playback
+from debugkit.loss.loose_terms import LooseTerm, loose_terms
+from debugkit.loss.losses import LOSSES, Expects, bind_loss, loss_name
+from debugkit.loss.term import LossTerm
 from debugkit.probes.batches import Batches
 from debugkit.probes.training_step import run_step
-from debugkit.recording import VALUES_KEPT, Op, Recording, Ref
 from debugkit.sandbox import Sandbox
-from debugkit.step_view import StepView
 from debugkit.target import Target
-from debugkit.term import LossTerm
+from debugkit.tracing.playback import Playback
+from debugkit.tracing.recording import VALUES_KEPT, Op, Recording, Ref
+from debugkit.tracing.step_view import StepView
 
 MOST_ROWS = 8
 

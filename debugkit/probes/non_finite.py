@@ -9,17 +9,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch.overrides import TorchFunctionMode
 
-from debugkit.batch import input_ids, split, tensors
+from debugkit.data.batch import input_ids, split, tensors
 from debugkit.errors import Unavailable
 from debugkit.evidence import Cost
-from debugkit.losses import LOSSES, bind_loss
+from debugkit.loss.losses import LOSSES, bind_loss
 from debugkit.probes.batches import Batches
 from debugkit.probes.training_step import TrainingStep, run_step
 from debugkit.sandbox import Sandbox
-from debugkit.source import user_location
-from debugkit.tape import flat
 from debugkit.target import Target
-from debugkit.trace import Recorder, record
+from debugkit.tracing.source import user_location
+from debugkit.tracing.tape import flat
+from debugkit.tracing.trace import Recorder, record
 
 
 @dataclass(frozen=True)

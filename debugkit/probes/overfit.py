@@ -10,19 +10,19 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from debugkit.ambiguity import unavoidable_errors
-from debugkit.batch import size, to_device
-from debugkit.curve import Curve
+from debugkit.data.ambiguity import unavoidable_errors
+from debugkit.data.batch import size, to_device
+from debugkit.data.subset import few_samples
 from debugkit.errors import Unavailable
 from debugkit.evidence import Cost, Deadline
 from debugkit.probes.batches import Batches
 from debugkit.probes.training_step import TrainingStep
-from debugkit.repair import OwnOptimizer, Repair
 from debugkit.sandbox import Sandbox
-from debugkit.schedule import unwrap
-from debugkit.subset import few_samples
 from debugkit.target import Target
-from debugkit.trial import RefusedError, Trial
+from debugkit.trials.curve import Curve
+from debugkit.trials.repair import OwnOptimizer, Repair
+from debugkit.trials.schedule import unwrap
+from debugkit.trials.trial import RefusedError, Trial
 
 RATES = ((1e-3, 1), (1e-4, 1), (1e-2, 1), (3e-3, 3))
 

@@ -8,16 +8,16 @@ from typing import ClassVar
 import torch
 
 from debugkit.evidence import Cost
-from debugkit.pad_token import lacks_pad_id, with_pad_id
-from debugkit.pad_trial import Doubt, Effect, PadTrial
-from debugkit.padding import unset_masks
 from debugkit.probes.batches import Batches
 from debugkit.probes.samples import Samples
 from debugkit.probes.token_ids import TokenIds
 from debugkit.probes.training_step import TrainingStep
 from debugkit.sandbox import Sandbox
-from debugkit.source import is_library_class
 from debugkit.target import Target
+from debugkit.tokens.pad_token import lacks_pad_id, with_pad_id
+from debugkit.tokens.pad_trial import Doubt, Effect, PadTrial
+from debugkit.tokens.padding import unset_masks
+from debugkit.tracing.source import is_library_class
 
 
 @dataclass(frozen=True, eq=False)

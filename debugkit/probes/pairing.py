@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch.utils.data import DataLoader
 
-from debugkit.columns import columns_of
+from debugkit.data.columns import columns_of
 from debugkit.errors import Unavailable
 from debugkit.evidence import Cost
 from debugkit.probes.batches import Batches

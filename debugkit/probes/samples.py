@@ -11,12 +11,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
-from debugkit.batch import size
+from debugkit.data.batch import size
+from debugkit.data.labels import IGNORED, LabelReader, Labels, are_named, countable, joined, tensors_by_path
+from debugkit.data.rows import RowReader, Rows
+from debugkit.data.stream import Stream
 from debugkit.evidence import Cost
-from debugkit.labels import IGNORED, LabelReader, Labels, are_named, countable, joined, tensors_by_path
 from debugkit.probes.stream import TrainStream
-from debugkit.rows import RowReader, Rows
-from debugkit.stream import Stream
 from debugkit.target import Target
 
 _SPREAD = 256

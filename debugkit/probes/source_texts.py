@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from debugkit.codec import Codec
+from debugkit.data.loaders import whole_item
 from debugkit.errors import Unavailable
 from debugkit.evidence import Cost
-from debugkit.loaders import whole_item
 from debugkit.probes.token_ids import TokenIds
 from debugkit.target import Target
+from debugkit.tokens.codec import Codec
 
 _MOST = 256
 _MOST_ITEMS = 96

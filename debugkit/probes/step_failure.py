@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from debugkit.batch import map_tensors, split, tensors
+from debugkit.data.batch import map_tensors, split, tensors
 from debugkit.errors import Broken
 from debugkit.evidence import Cost
 from debugkit.probes.batches import Batches

@@ -6,11 +6,11 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from debugkit.data.stream import Stream
 from debugkit.errors import Unavailable
 from debugkit.evidence import Cost
-from debugkit.objects import one_way, reachable
 from debugkit.sandbox import Sandbox
-from debugkit.stream import Stream
+from debugkit.state.objects import one_way, reachable
 from debugkit.target import Target
 
 Timeout = Annotated[float, Field(gt=0, description="seconds to wait for one batch")]

@@ -8,17 +8,17 @@ from typing import ClassVar
 
 import torch
 
-from debugkit.codec import Codec
+from debugkit.data.label_rule import LabelRule, counted
+from debugkit.data.labels import IGNORED
 from debugkit.errors import Unavailable
 from debugkit.evidence import Cost
-from debugkit.input_embedding import input_embedding
-from debugkit.label_rule import LabelRule, counted
-from debugkit.labels import IGNORED
 from debugkit.probes.batches import Batches
 from debugkit.probes.token_ids import TokenIds
 from debugkit.probes.token_targets import TokenTargets
 from debugkit.target import Target
-from debugkit.token_labels import Part, Task, parts_of, runs_at_end, task_of
+from debugkit.tokens.codec import Codec
+from debugkit.tokens.token_labels import Part, Task, parts_of, runs_at_end, task_of
+from debugkit.weights.input_embedding import input_embedding
 
 _MOST_ROWS = 256
 _CERTAIN = 0.1

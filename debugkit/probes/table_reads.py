@@ -7,14 +7,15 @@ from typing import Any, ClassVar
 
 import torch
 
-from debugkit.batch import size, sliceable, take
-from debugkit.columns import columns_of
+from debugkit.data.batch import size, sliceable, take
+from debugkit.data.columns import columns_of
 from debugkit.errors import Broken, Unavailable
 from debugkit.evidence import Cost
 from debugkit.probes.batches import Batches
 from debugkit.probes.training_step import TrainingStep, run_step
 from debugkit.sandbox import Sandbox
-from debugkit.table_sources import (
+from debugkit.target import Target
+from debugkit.tracing.table_sources import (
     LONG,
     NumberColumn,
     Positions,
@@ -23,8 +24,7 @@ from debugkit.table_sources import (
     positions_of,
     source_of,
 )
-from debugkit.table_watch import Kind, Read, TableWatch
-from debugkit.target import Target
+from debugkit.tracing.table_watch import Kind, Read, TableWatch
 
 _SEQUENCES = 4
 _SAMPLES = 8
@@ -37,7 +37,7 @@ class TableRead:
     Attributes:
         table: its dotted name.
         rows: how many rows it has.
-        kind: see :class:`debugkit.table_watch.Read`.
+        kind: see :class:`debugkit.tracing.table_watch.Read`.
         lowest: the smallest number in these samples (for a slice, how many rows it asks for).
         highest: the largest one.
         fits: whether the table has all these rows.

@@ -9,12 +9,12 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from debugkit.codec import Codec
+from debugkit.data.rows import Column, Rows
 from debugkit.errors import Unavailable
 from debugkit.evidence import Cost
 from debugkit.probes.samples import Samples
-from debugkit.rows import Column, Rows
 from debugkit.target import Target
+from debugkit.tokens.codec import Codec
 
 _FEW_WORDS = 3
 _FEW_DIFFERENT = 0.2

@@ -10,13 +10,13 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from debugkit.codec import Codec
+from debugkit.data.rows import Column, Rows
 from debugkit.errors import Unavailable
 from debugkit.evidence import Cost
-from debugkit.id_padding import Array, by_mask, content_of, padding_of, places_between, with_one_pad
 from debugkit.probes.samples import Samples
-from debugkit.rows import Column, Rows
 from debugkit.target import Target
+from debugkit.tokens.codec import Codec
+from debugkit.tokens.id_padding import Array, by_mask, content_of, padding_of, places_between, with_one_pad
 
 Side = Literal["left", "right", "both"]
 

@@ -8,19 +8,19 @@ from typing import Any, ClassVar
 
 import torch
 
-from debugkit.alignment import Aligned, Match, align, class_targets
-from debugkit.batch import input_ids, size, sliceable, split, take, tensors
+from debugkit.data.batch import input_ids, size, sliceable, split, take, tensors
+from debugkit.data.labels import IGNORED, are_named, as_tensor
 from debugkit.errors import Broken, Unavailable, one_line
 from debugkit.evidence import Cost
-from debugkit.input_embedding import input_embedding
-from debugkit.labels import IGNORED, are_named, as_tensor
-from debugkit.lookups import Looked, Lookups, disturbing
 from debugkit.probes.batches import Batches
 from debugkit.probes.training_step import run_step
-from debugkit.program import primary_output
 from debugkit.sandbox import Sandbox
-from debugkit.sight import BLIND, Plan
 from debugkit.target import Target
+from debugkit.tokens.alignment import Aligned, Match, align, class_targets
+from debugkit.tokens.lookups import Looked, Lookups, disturbing
+from debugkit.tokens.sight import BLIND, Plan
+from debugkit.tracing.program import primary_output
+from debugkit.weights.input_embedding import input_embedding
 
 _MOST_ROWS = 4
 _PART = 4

@@ -9,13 +9,13 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch.utils.data import DataLoader
 
+from debugkit.data.loaders import draw, fetching, inner_loader, is_map_style
+from debugkit.data.rows import RowReader, Rows
+from debugkit.data.stream import _time_limit
 from debugkit.errors import Broken
 from debugkit.evidence import Cost
-from debugkit.loaders import draw, fetching, inner_loader, is_map_style
 from debugkit.probes.samples import Samples
-from debugkit.rows import RowReader, Rows
 from debugkit.sandbox import Sandbox
-from debugkit.stream import _time_limit
 from debugkit.target import Target
 
 _WORTH_IT = 1.5

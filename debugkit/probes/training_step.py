@@ -8,19 +8,19 @@ from typing import Any, ClassVar
 
 import torch
 
-from debugkit.batch import tensors
-from debugkit.cuts import Cut
-from debugkit.entries import Entry
+from debugkit.data.batch import tensors
 from debugkit.errors import Broken, one_line
 from debugkit.evidence import Cost
-from debugkit.graph import ZERO_GRADIENT_OPS, Node, Producer, ancestors, custom_function, leaves
-from debugkit.losses import LossCall
+from debugkit.loss.losses import LossCall
 from debugkit.probes.batches import Batches
-from debugkit.program import Program
 from debugkit.sandbox import Sandbox
-from debugkit.source import is_library_file, shorten
 from debugkit.target import Target
-from debugkit.trace import DoubleSoftmax, record
+from debugkit.tracing.cuts import Cut
+from debugkit.tracing.entries import Entry
+from debugkit.tracing.graph import ZERO_GRADIENT_OPS, Node, Producer, ancestors, custom_function, leaves
+from debugkit.tracing.program import Program
+from debugkit.tracing.source import is_library_file, shorten
+from debugkit.tracing.trace import DoubleSoftmax, record
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch.utils.data import DataLoader
 
+from debugkit.data.loaders import inner_loader, is_map_style, standing_alone, stop_workers
+from debugkit.data.rows import RowReader, Rows
+from debugkit.data.stream import _time_limit
 from debugkit.errors import Broken, Unavailable
 from debugkit.evidence import Cost, Deadline
-from debugkit.loaders import inner_loader, is_map_style, standing_alone, stop_workers
 from debugkit.probes.samples import Samples
-from debugkit.rows import RowReader, Rows
 from debugkit.sandbox import Sandbox
-from debugkit.stream import _time_limit
 from debugkit.target import Target
 
 _FEWEST = 4

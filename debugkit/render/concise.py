@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from debugkit.console.terminal import printable
 from debugkit.report import Report
-from debugkit.terminal import printable
 
 
 def render(report: Report) -> str:

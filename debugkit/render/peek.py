@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from debugkit.terminal import Page, printable
+from debugkit.console.terminal import Page, printable
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from debugkit.peek import Piece, Role, Sample
+    from debugkit.console.peek import Piece, Role, Sample
 
 STYLES: dict[Role, str] = {
     "text": "",

@@ -9,9 +9,9 @@ from typing import TextIO
 
 from rich.text import Text
 
+from debugkit.console.terminal import Color, Page, prose
 from debugkit.finding import Finding
 from debugkit.report import BROKEN, CLEAN, FOUND, INTERRUPTED, NOTHING_CHECKED, FailOn, Report, Result, Status
-from debugkit.terminal import Color, Page, prose
 
 _GLYPHS = {"pass": "✓", "warn": "!", "fail": "✗", "skip": "-", "error": "?"}
 _STYLES = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim", "error": "magenta"}

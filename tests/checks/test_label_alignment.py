@@ -10,8 +10,8 @@ from debugkit.checks.tokenizer._answer_spans import _fits, answers_in
 from debugkit.checks.tokenizer._map_edges import apart, pairs_of
 from debugkit.checks.tokenizer._words import Pieces
 
-from debugkit.codec import Codec
 from debugkit.probes.supervision import SupervisedRow
+from debugkit.tokens.codec import Codec
 
 
 class Letters:

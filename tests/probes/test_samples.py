@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from debugkit import Target
+from debugkit.data.labels import LabelReader, Labels
 from debugkit.errors import Broken
-from debugkit.labels import LabelReader, Labels
 from debugkit.probes.samples import Samples
 from debugkit.probes.stream import TrainStream
 from debugkit.sandbox import Sandbox

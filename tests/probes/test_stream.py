@@ -13,12 +13,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from debugkit import Report, Target
+from debugkit.data.stream import KEPT_BATCHES
 from debugkit.errors import Broken, Unavailable
 from debugkit.probes.stream import TrainStream
 from debugkit.registry import Registry
 from debugkit.runner import Run
 from debugkit.sandbox import Sandbox
-from debugkit.stream import KEPT_BATCHES
 
 BATCH = (torch.randn(4, 8), torch.arange(4) % 2)
 

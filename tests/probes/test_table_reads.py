@@ -14,7 +14,7 @@ from debugkit.errors import Unavailable
 from debugkit.probes.batches import Batches
 from debugkit.probes.table_reads import TableReads
 from debugkit.sandbox import Sandbox
-from debugkit.table_sources import Source
+from debugkit.tracing.table_sources import Source
 
 
 def reads_of(model: nn.Module, batch: Any, step: Any) -> TableReads:

@@ -1,0 +1,1 @@
+"""The command line's parts: what it reads, shows and writes."""

@@ -1,0 +1,1 @@
+"""Batches, and the samples and labels in them."""

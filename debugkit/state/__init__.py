@@ -1,0 +1,1 @@
+"""State that a probe may disturb: recorded, and put back."""

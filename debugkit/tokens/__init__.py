@@ -1,0 +1,1 @@
+"""Token ids: the tokenizer, padding, labels per token."""

@@ -1,0 +1,1 @@
+"""Watching the user's program run: calls, autograd graph, recordings to play again."""

@@ -62,7 +62,8 @@ def alpha_outliers(
     ## Known limits
     Alpha alone is no verdict: noise lands between 2 and 6 as often as trained layers do, so alpha under 2 and
     outliers among peers are notes, and so are weak tails in more than a few layers. Matrices with a side under 128 are recognised as untrained only by their
-    uniform values (torch's default initialisation), matrices with a side under 32 not at all. In the first
+    uniform values (torch's default initialisation), matrices with a side under 32 not at all. NaN and infinity
+    are the matter of `finite-weights`. In the first
     hundreds of steps layers leave their initialisation one by one, so nothing is called untrained or weak
     until most layers are far from it. A new layer
     that is about to be trained is a warning only where most layers of the same place in other blocks, one of
@@ -97,12 +98,8 @@ def _dead(
 ) -> Iterator[Finding]:
     for layer in spectra.layers:
         if not layer.finite:
-            yield fail(
-                f"`{layer.parameter}`{_part(layer)} holds NaN or infinity: every output that it touches is lost",
-                where=layer.parameter,
-                hint="go back to the last checkpoint without it, and find the step at which it appeared",
-            )
-        elif layer.zero:
+            continue
+        if layer.zero:
             for_good = stuck is not None and layer.parameter in stuck.parameters
             alone = _trained_peers(layer, state, spectra) is not None
             will_train = _training_ahead(target) and layer.trainable and not for_good and not alone
@@ -151,7 +148,7 @@ def _summary(spectra: LayerSpectra, state: InitialState) -> Finding:
         text += f"; fresh: {initial} of {len(judged)} layers look like their initialisation"
     elif state.determined:
         text += f"; {initial} of {state.determined} look like their initialisation"
-    unjudged = len(spectra.skipped) + sum(layer.measured and not layer.judged for layer in spectra.layers)
+    unjudged = len(spectra.skipped) + sum(not layer.judged and not layer.zero for layer in spectra.layers)
     if unjudged:
         text += f"; not judged: {_reasons(spectra)}"
     return note(
@@ -314,6 +311,8 @@ def _names(layers: list[LayerSpectrum], most: int = 5) -> str:
 
 def _reasons(spectra: LayerSpectra) -> str:
     reasons = Counter(one.reason.partition(" `")[0] for one in spectra.skipped)
+    if broken := sum(not layer.finite for layer in spectra.layers):
+        reasons["not finite, see `finite-weights`"] += broken
     if few := sum(layer.measured and not layer.judged for layer in spectra.layers):
         reasons["fewer than 50 eigenvalues"] += few
     return ", ".join(f"{count} ({reason})" for reason, count in reasons.most_common())

@@ -228,8 +228,9 @@ def test_every_bad_value_is_reported_and_the_others_are_still_judged() -> None:
         model[3].weight.zero_()
         model[4].weight.copy_(torch.randn(128, 10) @ torch.randn(10, 128))
     result = judge(model)
-    assert graver(result) == [("fail", f"{index}.weight") for index in (1, 2, 3, 4)]
-    assert "4 weight matrices judged" in result.findings[4].message
+    assert graver(result) == [("fail", f"{index}.weight") for index in (3, 4)]
+    assert "4 weight matrices judged" in result.findings[2].message
+    assert "2 (not finite, see `finite-weights`)" in result.findings[2].message
 
 
 def test_zeros_before_training_are_a_note() -> None:

@@ -93,7 +93,7 @@ def adapter_merged_over_its_base(broken: bool) -> Target:
 
 
 @pair(
-    "alpha-outliers", source="https://docs.pytorch.org/docs/stable/notes/amp_examples.html", where="4.weight"
+    "finite-weights", source="https://docs.pytorch.org/docs/stable/notes/amp_examples.html", where="4.weight"
 )
 def checkpoint_after_an_overflow(broken: bool) -> Target:
     model = body()

@@ -67,7 +67,7 @@ class PadTrial:
             return
         part, self._rows, content, self._mask = found
         with sandbox.probe():
-            if (call := _root_call(target, part)) is not None:
+            if (call := call_of(target, part)) is not None:
                 self._call = PaddedCall(*call, content)
         self._inverted = ids.inverted
 
@@ -202,7 +202,7 @@ def padded_part(
     return None
 
 
-def _root_call(target: Target, part: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def call_of(target: Target, part: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """How the step calls the model as a whole."""
     seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 

@@ -18,9 +18,11 @@ from debugkit.target import Target
 from debugkit.tracing.cuts import Cut
 from debugkit.tracing.entries import Entry
 from debugkit.tracing.graph import ZERO_GRADIENT_OPS, Node, Producer, ancestors, custom_function, leaves
+from debugkit.tracing.layers import Layers
 from debugkit.tracing.program import Program
 from debugkit.tracing.source import is_library_file, shorten
 from debugkit.tracing.trace import DoubleSoftmax, record
+from debugkit.weights.twins import Twins, twin_units
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class TrainingStep:
         root_call: ``(args, kwargs)`` of the model's own last call, where the step called the model as a whole.
         output_marks: see :func:`marks`, of that call's outputs.
         entries: the places where data met weights, in order.
+        layers: the layers of the model, with the sizes of what went in and out.
+        twins: per weight, how many of its units are identical to another, in values and in gradients.
     """
 
     cost: ClassVar[Cost] = "backward"
@@ -103,6 +107,8 @@ class TrainingStep:
     root_call: tuple[tuple[Any, ...], dict[str, Any]] | None = field(repr=False)
     output_marks: tuple[float, ...] = field(repr=False)
     entries: tuple[Entry, ...] = field(repr=False, default=())
+    layers: Layers = field(repr=False, default_factory=Layers)
+    twins: Mapping[str, Twins] = field(repr=False, default_factory=dict)
 
     @staticmethod
     def collect(target: Target, sandbox: Sandbox, batches: Batches) -> TrainingStep:
@@ -210,7 +216,7 @@ def _trace(target: Target, batch: Any) -> TrainingStep:
     model = target.model
     modes = {name: module.training for name, module in model.named_modules()}
     before = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    with record(model) as recorder:
+    with record(model, layers=True) as recorder:
         try:
             outcome = run_step(target, batch)
         except Broken as error:
@@ -228,6 +234,7 @@ def _trace(target: Target, batch: Any) -> TrainingStep:
     trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     found = leaves(roots)
     gradients = gradients_of(model)
+    layers = recorder.layers
     reached = {trainable[key] for key in found if key in trainable}
     return TrainingStep(
         loss=float(loss.detach().float().mean()) if loss.numel() else float("nan"),
@@ -258,6 +265,8 @@ def _trace(target: Target, batch: Any) -> TrainingStep:
         root_call=recorder.root_call,
         output_marks=output_marks,
         entries=recorder.entries,
+        layers=layers,
+        twins=twin_units(model, layers),
     )
 
 

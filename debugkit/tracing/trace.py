@@ -20,6 +20,8 @@ from debugkit.loss.losses import LOSSES, LossCall, bind_loss, loss_call
 from debugkit.tracing.cuts import Cut, CutWatch, tensors_in
 from debugkit.tracing.entries import Entry, EntryWatch
 from debugkit.tracing.graph import Node, Producer, gradient_edge, producers
+from debugkit.tracing.layer_watch import LayerWatch
+from debugkit.tracing.layers import Layers
 from debugkit.tracing.source import is_library_class, user_location
 
 _ACTIVATIONS = frozenset(
@@ -39,6 +41,8 @@ _ACTIVATIONS = frozenset(
         "logsumexp",
     }
 )
+
+_TRANSPOSES = frozenset({"T", "mT"})
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,9 @@ class DoubleSoftmax:
 class Recorder(TorchFunctionMode):
     """Records one step while active; see :func:`record`."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: LayerWatch | None = None) -> None:
         super().__init__()
+        self._layers = layers
         self.loss_calls: list[LossCall] = []
         self.differentiated: list[torch.Tensor] = []
         self.double_softmax: list[DoubleSoftmax] = []
@@ -88,6 +93,8 @@ class Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", "")
+            if name in _TRANSPOSES:
+                return self._flowing(func, name, args, kwargs)
             if name != "data":
                 return func(*args, **kwargs)
         if func in LOSSES:
@@ -99,10 +106,20 @@ class Recorder(TorchFunctionMode):
         if func is torch.Tensor.backward:
             self.differentiated.append(args[0])
         self._entries.see(name, args, kwargs, self.module)
-        result = func(*args, **kwargs)
+        result = self._flowing(func, name, args, kwargs)
         if name in _ACTIVATIONS:
             self._activation(name, result, args, kwargs)
         self._cuts.see(name, result, args, kwargs, self.module, self._disabled_in_library())
+        return result
+
+    def _flowing(self, func: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Call a function under the eyes of the layer watch, where there is one."""
+        if self._layers is None:
+            return func(*args, **kwargs)
+        self._layers.at(self.module)
+        seen = self._layers.before(func, name, args, kwargs)
+        result = func(*args, **kwargs)
+        self._layers.after(func, name, args, kwargs, result, seen)
         return result
 
     def enter(self, name: str, module: torch.nn.Module) -> None:
@@ -125,6 +142,11 @@ class Recorder(TorchFunctionMode):
     def cuts(self) -> tuple[Cut, ...]:
         """The places where values left the graph."""
         return self._cuts.cuts()
+
+    @property
+    def layers(self) -> Layers:
+        """What the step did with its layers, where that was watched."""
+        return self._layers.layers() if self._layers is not None else Layers()
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -152,6 +174,8 @@ class Recorder(TorchFunctionMode):
         prediction = given.get("input")
         behind = self.producers(prediction) if isinstance(prediction, torch.Tensor) else ()
         self._cuts.see_loss(given.values())
+        if self._layers is not None:
+            self._layers.see_loss(prediction)
         result = func(*args, **kwargs)
         call = loss_call(func, given, behind, user_location(outer=True), self.module, result)
         if call is not None:
@@ -190,9 +214,14 @@ class Recorder(TorchFunctionMode):
 
 
 @contextmanager
-def record(model: torch.nn.Module) -> Iterator[Recorder]:
-    """Record what the code inside does with the model."""
-    recorder = Recorder()
+def record(model: torch.nn.Module, *, layers: bool = False) -> Iterator[Recorder]:
+    """Record what the code inside does with the model.
+
+    Args:
+        model: the model.
+        layers: whether to measure its layers too.
+    """
+    recorder = Recorder(LayerWatch(model) if layers else None)
     handles = []
 
     def before(name: str) -> Callable[..., None]:

@@ -61,8 +61,12 @@ def out_of_range(
     highest: float = 0.03,
     lowest: float = 1e-8,
 ) -> dict[int, Off]:
-    """The parameter groups whose highest planned rate is far outside the optimizer's usual range."""
+    """The parameter groups whose highest planned rate is far outside the optimizer's usual range.
+
+    A group that does not move at all while others do is not among them; see `update-ratio`.
+    """
     found = {}
+    moving = any(move.update for move in matrices(moves)) if moves is not None else False
     for group, rate in enumerate(rehearsal.peaks):
         scaling, size = traits.scaling[group], traits.size[group] * rate
         if rate <= 0 or scaling == "other":
@@ -75,7 +79,7 @@ def out_of_range(
             high, low = size > margin * _STEEP, size < _FLAT / margin
         if seen is not None:
             high = high and min(seen) > LARGE_UPDATE
-            low = low and seen[0] < SMALL_UPDATE
+            low = low and seen[0] < SMALL_UPDATE and (seen[0] > 0 or not moving)
         if high or low:
             found[group] = Off(rate, high, size, None if seen is None else seen[0])
     return found

@@ -1,0 +1,191 @@
+"""The size of one step against the size of the weights."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Collection, Iterator
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from debugkit import Finding, Target, Unavailable, check, fail, note, warn
+from debugkit.probes.optimizer_step import OptimizerStep
+from debugkit.probes.optimizer_traits import OptimizerTraits
+from debugkit.probes.schedule_rehearsal import ScheduleRehearsal
+from debugkit.probes.schedule_rehearsal import groups_of as optimizer_groups
+from debugkit.testing import blobs, mlp
+from debugkit.weights.parameters import groups_of, places
+
+from ._rates import matrices, median_ratios, out_of_range
+
+_LOW_PRECISION = (torch.float16, torch.bfloat16)
+_TINY_GRADIENT = 1e-2
+
+
+@check
+def update_ratio(
+    target: Target,
+    moves: OptimizerStep,
+    rehearsal: ScheduleRehearsal,
+    traits: OptimizerTraits | None,
+    *,
+    highest: Annotated[
+        float, Field(gt=0, description="median of update over weight above which a step is too large")
+    ] = 0.5,
+    lowest: Annotated[
+        float, Field(ge=0, description="median of update over weight below which a step is too small")
+    ] = 1e-6,
+) -> Iterator[Finding]:
+    """One optimizer step moves the weights by far too much, by next to nothing, or a part of them not at all.
+
+    One forward, backward and step on a few rows at the highest planned learning rate; every tensor is stepped on a
+    copy. The ratio is the root mean square of the update over that of the weights, for matrices that are not zero.
+
+    ## Why is this bad?
+    A step of about a thousandth of the weights is usual. One as large as the weights wipes out what they held; at a
+    millionth, training takes a million steps to change them. A part that does not move at all, while it gets
+    gradients, is left behind by the optimizer: a rate so small that it rounds away, or a step that skips it.
+
+    ## What to do
+    Change the learning rate of that part by the factor that is missing. Look at the layer-wise decay of the rates, and
+    at custom optimizers that skip tensors.
+
+    ## Known limits
+    The first step of a momentum or warmed-up optimizer is smaller than later ones. A step counts as too large only if
+    it is with gradients clipped to a norm of 1 as well. Where the rate itself is out of range, `learning-rate` says
+    so.
+
+    ## References
+    - https://cs231n.github.io/neural-networks-3/#ratio
+    """
+    ratios = median_ratios(moves)
+    trained = [name for name, move in moves.moves.items() if move.trainable and move.alive]
+    if not trained:
+        raise Unavailable("the optimizer holds no tensor that gets a gradient; see `optimizer-coverage`")
+    if not any(rehearsal.peaks) and not _chooses_its_rate(target):
+        raise Unavailable("the learning rate is 0; see `learning-rate` and `schedule`")
+    off = out_of_range(rehearsal, traits, moves) if traits is not None else {}
+    findings = [
+        *_unmoved(target, moves, off.keys()),
+        *_sizes(moves, rehearsal, {*off} | _self_rated(target, traits), highest, lowest),
+    ]
+    yield from findings
+    if findings:
+        return
+    if ratios is None:
+        yield note(f"one step moves all {len(trained)} tensors that get a gradient", parameters=len(trained))
+        return
+    found = sorted(matrices(moves), key=lambda move: move.ratio)
+    yield note(
+        f"one step changes the matrices by {ratios[0]:.2g} of their size (median of {len(found)}, from "
+        f"{found[0].ratio:.2g} to {found[-1].ratio:.2g})",
+        ratio=ratios[0],
+        smallest=found[0].ratio,
+        largest=found[-1].ratio,
+    )
+
+
+def _unmoved(target: Target, moves: OptimizerStep, off: Collection[int]) -> Iterator[Finding]:
+    still = [
+        name
+        for name, move in moves.moves.items()
+        if move.trainable
+        and move.alive
+        and not move.update
+        and move.weight
+        and move.dtype not in _LOW_PRECISION
+        and (move.rate or _chooses(target, move.group))
+        and not name.startswith("loss_fn.")
+    ]
+    if not still or off:
+        return
+    groups = list(groups_of(target.model, still))
+    rates = sorted({moves.moves[name].rate for name in still})
+    values = sum(target.model.get_parameter(name).numel() for name in still)
+    yield fail(
+        f"one step leaves {places(groups)} exactly as it is ({len(still)} parameters with {values:,} values), though "
+        f"it gets gradients and its learning rate is {rates[-1]:.2g}",
+        where=groups[0].name,
+        hint="raise the learning rate of this part, or see that `step` updates it",
+        parameters=len(still),
+        rate=rates[-1],
+    )
+
+
+def _sizes(
+    moves: OptimizerStep, rehearsal: ScheduleRehearsal, unjudged: set[int], highest: float, lowest: float
+) -> Iterator[Finding]:
+    for group, rate in enumerate(rehearsal.peaks):
+        ratios = median_ratios(moves, group)
+        if ratios is None or group in unjudged or not rate:
+            continue
+        which = f" of parameter group {group}" if len(rehearsal.peaks) > 1 else ""
+        if min(ratios) > highest:
+            yield warn(
+                f"one step changes the matrices{which} by {ratios[0]:.2g} of their size (median of "
+                f"{len(matrices(moves, group))}) at a learning rate of {rate:.3g}: it overwrites what they hold",
+                where="optimizer",
+                hint=f"lower the learning rate about {max(2.0, min(ratios) / 1e-2):,.0f} times",
+                ratio=ratios[0],
+                rate=rate,
+            )
+        elif 0 < ratios[0] < lowest and _asks_for_more(moves, group):
+            yield warn(
+                f"one step changes the matrices{which} by {ratios[0]:.2g} of their size (median of "
+                f"{len(matrices(moves, group))}) at a learning rate of {rate:.3g}: {1 / ratios[0]:,.0f} such steps "
+                "would change them by as much as they are",
+                where="optimizer",
+                hint="raise the learning rate",
+                ratio=ratios[0],
+                rate=rate,
+            )
+
+
+def _asks_for_more(moves: OptimizerStep, group: int) -> bool:
+    """Whether the gradient itself is not tiny against the weights, as it is when little is left to learn."""
+    pulls = [(move.gradient or 0.0) / move.weight for move in matrices(moves, group)]
+    return moves.gradient_norm > _TINY_GRADIENT and statistics.median(pulls) > 1e-4
+
+
+def _self_rated(target: Target, traits: OptimizerTraits | None) -> set[int]:
+    """The groups of optimizers that adapt their own rate, whose first step tells nothing."""
+    if traits is None:
+        return set()
+    return {i for i, scaling in enumerate(traits.scaling) if scaling == "other" and _chooses(target, i)}
+
+
+def _chooses(target: Target, group: int) -> bool:
+    return optimizer_groups(target)[group].get("lr") is None
+
+
+def _chooses_its_rate(target: Target) -> bool:
+    return any(group.get("lr") is None for group in optimizer_groups(target))
+
+
+def _target(optimizer: Callable[[Iterator[torch.nn.Parameter]], torch.optim.Optimizer]) -> Target:
+    model = mlp()
+    return Target(model, blobs(), torch.nn.CrossEntropyLoss(), optimizer=optimizer(model.parameters()))
+
+
+def good() -> Target:
+    return _target(lambda p: torch.optim.AdamW(p, lr=1e-3))
+
+
+def good_sgd() -> Target:
+    return _target(lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9))
+
+
+def bad_layer_wise_decay_too_steep() -> Target:
+    model = mlp()
+    groups = [
+        {"params": model[0].parameters(), "lr": 1e-3 * 0.1**12},
+        {"params": model[2].parameters(), "lr": 1e-3},
+    ]
+    return Target(
+        model, blobs(), torch.nn.CrossEntropyLoss(), optimizer=torch.optim.AdamW(groups, weight_decay=0.0)
+    )
+
+
+def bad_steps_far_too_small() -> Target:
+    return _target(lambda p: torch.optim.SGD(p, lr=5e-7))

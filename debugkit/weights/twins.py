@@ -20,7 +20,8 @@ class Twins:
     Attributes:
         units: how many units it has.
         identical: how many of them have the same values as another.
-        stuck: how many of these have the same gradient too, so that no step tells them apart.
+        stuck: how many of these have the same gradient too, so that no step tells them apart. Where the whole weight
+            is one number other than 0, a gradient of zeros counts: it comes alive for all of them at once.
         constant: the value of the whole weight, where there is only one; ``None`` else.
     """
 
@@ -60,11 +61,11 @@ def _twins(weight: torch.nn.Parameter, bias: torch.nn.Parameter | None, layer: L
     groups = _groups(rows, layer.units)
     if groups is None:
         return None
-    identical, stuck = int(groups.bincount()[groups].gt(1).sum()), 0
-    if weight.grad is not None and is_plain(weight.grad):
-        stuck = _stuck(groups, _rows(weight.grad, layer))
     flat = weight.detach().flatten()
     constant = float(flat[0]) if bool((flat == flat[0]).all()) else None
+    identical, stuck = int(groups.bincount()[groups].gt(1).sum()), 0
+    if weight.grad is not None and is_plain(weight.grad):
+        stuck = _stuck(groups, _rows(weight.grad, layer), even_zero=bool(constant))
     return Twins(layer.units, identical, stuck, constant)
 
 
@@ -78,15 +79,15 @@ def _groups(rows: torch.Tensor, units: int) -> torch.Tensor | None:
     return None if int(groups.max()) + 1 == units else groups
 
 
-def _stuck(groups: torch.Tensor, gradient: torch.Tensor) -> int:
-    """How many rows of equal groups have one gradient, which is not zero."""
+def _stuck(groups: torch.Tensor, gradient: torch.Tensor, even_zero: bool) -> int:
+    """How many rows of equal groups have one gradient; one of zeros counts on request."""
     order = torch.argsort(groups, stable=True)
     sorted_groups, sorted_rows = groups[order], gradient[order].float()
     size = sorted_rows.abs().amax(1)
     same = sorted_groups[1:] == sorted_groups[:-1]
     apart = (sorted_rows[1:] - sorted_rows[:-1]).abs().amax(1)
     tolerance = _ROUNDING * torch.finfo(gradient.dtype).eps * size[1:]
-    linked = same & (apart <= tolerance) & (size[1:] > 0)
+    linked = same & (apart <= tolerance) & ((size[1:] > 0) | even_zero)
     member = torch.zeros(len(groups), dtype=torch.bool, device=groups.device)
     member[1:] |= linked
     member[:-1] |= linked

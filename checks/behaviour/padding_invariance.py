@@ -10,6 +10,7 @@ from pydantic import Field
 from torch.utils.data import DataLoader
 
 from debugkit import Finding, Target, check, fail, note, warn
+from debugkit.probes.attention_maps import AttentionMaps
 from debugkit.probes.pad_trials import PadTrials
 from debugkit.probes.padding_effect import PaddingEffect
 from debugkit.probes.sequence_row import SequenceRow
@@ -21,6 +22,7 @@ from ._padding_owner import owned_by_padding
 def padding_invariance(
     effect: PaddingEffect,
     row: SequenceRow,
+    maps: AttentionMaps | None,
     trials: PadTrials | None,
     *,
     tolerance: Annotated[
@@ -69,6 +71,8 @@ def padding_invariance(
     reported = owned_by_padding(trials)
     if reported is None and row.one_for_all and _is_pad_pooled(row):
         reported = "a position of padding that is pooled (see `pooled-token`)"
+    if reported is None and maps is not None and maps.own and (layer := maps.on_pads) is not None:
+        reported = f"the attention of `{layer.name}` (see `attention-patterns`)"
     if reported is not None:
         yield note(f"padding changes outputs by {amount}, which comes from {reported}")
         return

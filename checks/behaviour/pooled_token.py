@@ -11,13 +11,16 @@ from torch.utils.data import DataLoader
 from debugkit import Finding, Target, check, fail, note, warn
 from debugkit.errors import Unavailable
 from debugkit.probes.pad_trials import PadTrials
+from debugkit.probes.padding_effect import PaddingEffect
 from debugkit.probes.sequence_row import SequenceRow
 
 from ._padding_owner import owned_by_padding
 
 
 @check
-def pooled_token(target: Target, row: SequenceRow, trials: PadTrials | None) -> Iterator[Finding]:
+def pooled_token(
+    target: Target, row: SequenceRow, effect: PaddingEffect | None, trials: PadTrials | None
+) -> Iterator[Finding]:
     """A classifier of rows reads its result from a position of padding, or from one that has not seen the row.
 
     One row, a padded one where there is any, runs in eval mode. The gradient of its result says which positions of the
@@ -55,9 +58,14 @@ def pooled_token(target: Target, row: SequenceRow, trials: PadTrials | None) -> 
         return
     (place,) = row.pooled
     if not bool(content[place]):
-        yield _pad_pooled(target, row, trials, place)
+        yield _pad_pooled(target, row, effect, trials, place)
         return
     last = row.call.span.stop - 1
+    if not row.mixes:
+        yield note(
+            f"the result is read from position {place}, and no position sees another one", position=place
+        )
+        return
     unread = [later for later in range(place + 1, last + 1) if bool(content[later])]
     unread = [later for later in unread if later not in row.reads]
     if not unread or max(row.reads) > place:
@@ -69,10 +77,16 @@ def pooled_token(target: Target, row: SequenceRow, trials: PadTrials | None) -> 
         yield _too_early(row, place, last, len(unread))
 
 
-def _pad_pooled(target: Target, row: SequenceRow, trials: PadTrials | None, place: int) -> Finding:
+def _pad_pooled(
+    target: Target, row: SequenceRow, effect: PaddingEffect | None, trials: PadTrials | None, place: int
+) -> Finding:
     if (reported := owned_by_padding(trials)) is not None:
         return note(
             f"the result is read from position {place}, which is padding: see {reported} at `padding`"
+        )
+    if effect is not None and not effect.matters:
+        return note(
+            f"the result is read from position {place}, and does not change with the padding", position=place
         )
     span = row.call.span
     configured = _configured(target)
@@ -82,7 +96,8 @@ def _pad_pooled(target: Target, row: SequenceRow, trials: PadTrials | None, plac
         hint = "pool the last real position, `hidden[arange, lengths - 1]`, or pad on the left"
     else:
         hint = "pad on the right, or pool the first real position"
-    return fail(
+    make = warn if effect is None else fail
+    return make(
         f"the result is read from position {place}, which is padding: the content of the row is {span.start} to "
         f"{span.stop - 1}",
         where=f"position {place}",

@@ -43,6 +43,11 @@ class PaddingEffect:
     marked: str | None
     leak: Leak | None
 
+    @property
+    def matters(self) -> bool:
+        """Whether the padding shows in the outputs."""
+        return self.difference > self.tolerance
+
     @staticmethod
     def collect(target: Target, sandbox: Sandbox, row: SequenceRow) -> PaddingEffect:
         """Run the row without its padding; a model of the user's own that takes a mask gets some where there is none.

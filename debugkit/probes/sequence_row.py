@@ -37,6 +37,7 @@ class SequenceRow:
         pooled: the positions of the last hidden states that this vector is computed from; empty where that could
             not be told.
         reads: the positions of the sequence that it depends on.
+        mixes: whether the last real position depends on others, where the result depends on one alone.
         maps: attention weights ``[..., length, length]`` among what modules give, by dotted name.
         pad: the id of padding, where known.
         tolerance: the difference between outputs, relative to their spread, that rounding may explain.
@@ -48,6 +49,7 @@ class SequenceRow:
     one_for_all: bool
     pooled: tuple[int, ...]
     reads: tuple[int, ...]
+    mixes: bool
     maps: dict[str, torch.Tensor] = field(repr=False)
     pad: int | None
     tolerance: float
@@ -117,7 +119,8 @@ def _run(target: Target, call: RowCall, pad: int | None) -> SequenceRow:
     main = primary_output(outputs)
     one_for_all = isinstance(main, torch.Tensor) and _is_one(main, call.length)
     pooled, reads = _sources(main, watch.hidden) if one_for_all else ((), ())
-    found = {path: t for path, t in tensors(outputs, "outputs") if _is_attention(t, call.length)}
+    mixes = len(reads) != 1 or _mixes(watch.hidden, call.span.stop - 1)
+    found = {path: t for path, t in tensors(outputs, "outputs") if is_attention(t, call.length)}
     half = any(t.dtype in (torch.bfloat16, torch.float16) for _, t in tensors(outputs))
     return SequenceRow(
         call=call,
@@ -125,6 +128,7 @@ def _run(target: Target, call: RowCall, pad: int | None) -> SequenceRow:
         one_for_all=one_for_all,
         pooled=pooled,
         reads=reads,
+        mixes=mixes,
         maps={**watch.maps, **{path: t.detach() for path, t in found.items()}},
         pad=pad,
         tolerance=5e-2 if half or target.autocast_dtype is not None else 1e-3,
@@ -149,7 +153,7 @@ def _watching(model: torch.nn.Module, length: int) -> Iterator[_Watch]:
             for _, tensor in tensors(output):
                 if not tensor.is_floating_point():
                     continue
-                if _is_attention(tensor, length):
+                if is_attention(tensor, length):
                     watch.maps.setdefault(name, tensor.detach())
                 elif tensor.ndim >= 3 and tuple(tensor.shape[:2]) in ((1, length), (length, 1)):
                     if not tensor.requires_grad and tensor is output and not watch.hidden:
@@ -181,10 +185,21 @@ def _sources(main: torch.Tensor, hidden: list[torch.Tensor]) -> tuple[tuple[int,
     if not main.requires_grad or not asked:
         return (), ()
     weights = torch.linspace(1.0, 2.0, main.numel(), device=main.device).reshape(main.shape)
-    gradients = torch.autograd.grad((main.float() * weights).sum(), asked, allow_unused=True)
+    total = (main.float() * weights).sum()
+    gradients = torch.autograd.grad(total, asked, allow_unused=True, retain_graph=True)
     found = [_places(gradient) for gradient in gradients if gradient is not None]
     found = [places for places in found if places]
     return (found[-1], found[0]) if found else ((), ())
+
+
+def _mixes(hidden: list[torch.Tensor], last: int) -> bool:
+    """Whether the last hidden state of a position depends on other positions."""
+    for tensor in reversed(hidden[1:]):
+        if tensor.requires_grad:
+            chosen = tensor[0, last] if tensor.shape[0] == 1 else tensor[last, 0]
+            (gradient,) = torch.autograd.grad(chosen.float().sum(), hidden[:1], allow_unused=True)
+            return gradient is not None and len(_places(gradient)) > 1
+    return False
 
 
 def _places(gradient: torch.Tensor) -> tuple[int, ...]:
@@ -201,8 +216,8 @@ def _is_one(main: torch.Tensor, length: int) -> bool:
     )
 
 
-def _is_attention(tensor: torch.Tensor, length: int) -> bool:
-    """Whether a tensor holds weights of every position for every position."""
+def is_attention(tensor: torch.Tensor, length: int) -> bool:
+    """Whether a tensor ``[..., length, length]`` holds weights of every position for every position."""
     if tensor.ndim < 3 or tuple(tensor.shape[-2:]) != (length, length) or not tensor.is_floating_point():
         return False
     values = tensor.detach().float()

@@ -12,6 +12,7 @@ import torch
 from debugkit.data.batch import LABEL_KEYS, map_tensors, tensors
 from debugkit.tokens.row_call import RowCall, is_binary
 
+_TELLING = 8
 _IDS = (torch.int64, torch.int32, torch.int16)
 _OTHER_IDS = ("decoder", "labels", "label", "target", "position", "token_type", "segment")
 _OTHER_MASKS = [
@@ -96,11 +97,17 @@ class CallRows:
         return CallRows(args, kwargs, path, values, content, marked, inverted)
 
     def most_padded(self) -> int | None:
-        """The row with the most padding around one stretch of at least two positions; ``None`` without any."""
+        """The row with the most padding of those with eight positions of content, or with the most content.
+
+        ``None`` where no row has padding around one stretch of at least two positions.
+        """
         counts = self.content.sum(1)
         rows = [row for row in range(len(counts)) if 2 <= counts[row] < self.content.shape[1]]
         rows = [row for row in rows if _is_stretch(self.content[row])]
-        return min(rows, key=lambda row: int(counts[row]), default=None)
+        long = [row for row in rows if counts[row] >= _TELLING]
+        if long:
+            return min(long, key=lambda row: int(counts[row]))
+        return max(rows, key=lambda row: int(counts[row]), default=None)
 
     def fullest(self) -> int | None:
         """The row with the most content in one stretch."""

@@ -53,10 +53,10 @@ class RowCall:
         """Whether there is padding."""
         return not bool(self.content.all())
 
-    def on(self, model: torch.nn.Module) -> Any:
-        """What the model gives for fresh copies of the tensors."""
+    def on(self, model: torch.nn.Module, **more: Any) -> Any:
+        """What the model gives for fresh copies of the tensors, and for more keywords."""
         args, kwargs = (map_tensors(value, _copy) for value in (self.args, self.kwargs))
-        return model(*args, **kwargs)
+        return model(*args, **{**kwargs, **more})
 
     def trimmed(self) -> RowCall:
         """The row without padding.

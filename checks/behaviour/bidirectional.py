@@ -10,12 +10,14 @@ from torch import nn
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
 from debugkit.probes.dependence import Dependence
 from debugkit.probes.supervision import Supervision
-from debugkit.tracing.source import is_library_class
+from debugkit.probes.token_ids import TokenIds
+
+from ._same_tokens import alike_rows, alike_tokens
 
 
 @check
 def bidirectional(
-    target: Target, dependence: Dependence, supervision: Supervision | None
+    dependence: Dependence, supervision: Supervision | None, ids: TokenIds | None
 ) -> Iterator[Finding]:
     """An encoder that sees only one side of a token, or no order.
 
@@ -34,8 +36,9 @@ def bidirectional(
 
     ## Known limits
     Decoders that classify rows or tokens see the left side by design, averages of words see no order by design: both are
-    told in a note. Where hidden words are not the task, missing order is a warning, and only for attention between
-    tokens whose ids stand at any place (and not one column each).
+    told in a note. Missing order counts only where the data shows that it is needed: the same token with different
+    targets at two places of a row, or rows that differ in nothing but the order of their tokens and have different
+    labels. Ids of which each place has its own, such as categories of a table, are not judged.
 
     ## References
     - https://arxiv.org/abs/1810.04805
@@ -55,7 +58,7 @@ def bidirectional(
         earlier = span.change[: span.start]
         findings.append(_sight(float(earlier.max()), len(earlier), task == "hidden", dependence))
     if order is not None and order.exact:
-        findings.append(_orderless(target, dependence, task == "hidden", order.pairs))
+        findings.append(_orderless(dependence, order.pairs, supervision, ids))
     elif order is not None:
         findings.append(
             note(f"another order of tokens moves the outputs by {order.change:.2g}", change=order.change)
@@ -74,26 +77,41 @@ def _sight(moved: float, count: int, hidden: bool, dependence: Dependence) -> Fi
     if not hidden:
         return note(f"{said}: the model reads from left to right")
     return fail(
-        f"{said}, and the task is to fill in hidden words: they are predicted from their left side only",
+        f"{said}, and the task is to fill in hidden words: nothing after a word helps to predict it",
         where=dependence.main,
         hint="remove the causal mask (`config.is_decoder = False`, `is_causal=False`), or train on the next token",
     )
 
 
-def _orderless(target: Target, dependence: Dependence, hidden: bool, pairs: bool) -> Finding:
+def _orderless(
+    dependence: Dependence, pairs: bool, supervision: Supervision | None, ids: TokenIds | None
+) -> Finding:
+    """What it means that no order changes anything: a failure where the targets depend on it."""
     said = f"another order of the tokens of `{dependence.main}` changes nothing about their outputs"
-    if not pairs and not hidden:
-        return note(f"{said}: the model reads a bag of words")
     hint = "add positions to the embeddings, or rotary ones to the attention"
-    if hidden:
-        return fail(
-            f"{said}, and the task is to fill in hidden words: the model can't know where they stand",
-            where=dependence.main,
-            hint=hint,
-        )
-    if is_library_class(type(target.model)):
-        return note(f"{said}: the attention has no positions")
-    return warn(f"{said}: the attention between them has no positions", where=dependence.main, hint=hint)
+    if supervision is not None and supervision.task in ("hidden", "tags"):
+        found, rows = alike_tokens(supervision)
+        if found:
+            return fail(
+                f"{said}, and in {found:,} of {rows:,} rows the same token has different targets at two places: no training "
+                "can get both right",
+                where=dependence.main,
+                hint=hint,
+                rows=found,
+            )
+    elif ids is not None and pairs:
+        found, rows = alike_rows(ids)
+        if found:
+            return warn(
+                f"{said}, and {found:,} of {rows:,} rows hold the tokens of another row in another order and have another "
+                "label",
+                where=dependence.main,
+                hint=hint,
+                rows=found,
+            )
+    return note(
+        f"{said}: the model {'compares tokens without positions' if pairs else 'reads a bag of words'}"
+    )
 
 
 class _Encoder(nn.Module):

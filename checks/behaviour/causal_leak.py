@@ -11,11 +11,15 @@ from torch import nn
 from debugkit import Finding, Target, Unavailable, check, fail, note
 from debugkit.probes.dependence import Dependence
 from debugkit.probes.token_targets import TokenTargets
+from debugkit.probes.training_step import TrainingStep
 from debugkit.tracing.influence import Span
+from debugkit.tracing.source import is_library_class
 
 
 @check
-def causal_leak(target: Target, dependence: Dependence, targets: TokenTargets | None) -> Iterator[Finding]:
+def causal_leak(
+    target: Target, dependence: Dependence, step: TrainingStep, targets: TokenTargets | None
+) -> Iterator[Finding]:
     """A model that has to predict what comes next sees it.
 
     A row runs twice in eval mode, as the training step calls the model; the second time its tokens are others from
@@ -56,10 +60,10 @@ def causal_leak(target: Target, dependence: Dependence, targets: TokenTargets | 
             "outputs depend on other rows too (see `batch-independence`), so no row can be judged"
         )
     for span in spans:
-        yield _judged(span, dependence, target)
+        yield _judged(span, dependence, target, step)
 
 
-def _judged(span: Span, dependence: Dependence, target: Target) -> Finding:
+def _judged(span: Span, dependence: Dependence, target: Target, step: TrainingStep) -> Finding:
     moved = float(span.before.max()) if len(span.before) else 0.0
     count = len(span.before)
     unasked = float(span.change[: span.start].max())
@@ -71,6 +75,12 @@ def _judged(span: Span, dependence: Dependence, target: Target) -> Finding:
         if _permutes(target, dependence):
             return note(
                 "without `perm_mask` each position sees the whole row, as in a model of permuted tokens",
+                change=moved,
+            )
+        if _puts_prompt_before(span, target, step):
+            return note(
+                "the model puts a prompt of its own before the tokens and reads all of it both ways, as a prefix language "
+                "model does: give it targets only where it writes",
                 change=moved,
             )
         nearest = int((span.change[: span.start] > dependence.tolerance).nonzero().max())
@@ -97,6 +107,19 @@ def _permutes(target: Target, dependence: Dependence) -> bool:
     except (TypeError, ValueError):
         return False
     return "perm_mask" in parameters and "perm_mask" not in dependence.names
+
+
+def _puts_prompt_before(span: Span, target: Target, step: TrainingStep) -> bool:
+    """Whether a model that is not configured as a decoder computes on longer rows than it is given."""
+    if getattr(getattr(target.model, "config", None), "is_decoder", False):
+        return False
+    width = step.module_shapes.get(span.touch or "", ())[-1:]
+    return (
+        bool(width)
+        and is_library_class(type(target.model))
+        and len(span.change) < width[0] < 2**15
+        and any(len(shape) == 3 and shape[1] == width[0] for shape in step.module_shapes.values())
+    )
 
 
 class _Attention(nn.Module):

@@ -53,7 +53,9 @@ def cache_parity(
     """
     most = tolerance * steps.tolerance / 1e-3
     how = "`generate`" if steps.generate else "the model's own cache"
-    if steps.without > most:
+    if steps.without > most and not steps.length_matters:
+        yield _other_start(steps)
+    elif steps.without > most:
         yield note(
             f"the scores of the first {steps.read} tokens differ by {steps.without:.2g} standard deviations from those "
             "of the same tokens in the longer row: they depend on what follows, so that a cache can't be compared",
@@ -74,6 +76,22 @@ def cache_parity(
             f"those of the whole row",
             difference=steps.difference,
         )
+
+
+def _other_start(steps: CachedSteps) -> Finding:
+    """Generation gives the beginning of a row other inputs than training."""
+    said = (
+        f"`generate` reads the first {steps.read} tokens otherwise than a pass as in training: their scores differ by "
+        f"{steps.without:.2g} standard deviations before any cache is used"
+    )
+    if not steps.own:
+        return note(f"{said} (the positions that it counts, or a cache that is not exact by design)")
+    return fail(
+        said,
+        where="prepare_inputs_for_generation",
+        hint="make `prepare_inputs_for_generation` pass the positions and the mask that training uses",
+        difference=steps.without,
+    )
 
 
 class _Writer(torch.nn.Module):

@@ -14,8 +14,9 @@ from debugkit.probes.token_ids import TokenIds
 from debugkit.probes.training_step import TrainingStep
 from debugkit.sandbox import Sandbox
 from debugkit.target import Target
-from debugkit.tokens.cached import NoCache, by_generate, by_hand, furthest
+from debugkit.tokens.cached import NoCache, Pair, by_generate, by_hand, by_length, furthest
 from debugkit.tokens.call_rows import CallRows
+from debugkit.tracing.source import is_library_class
 
 _LONGEST = 32
 _STEPS = 4
@@ -30,9 +31,11 @@ class CachedSteps:
         steps: how many tokens were read one by one with it.
         difference: the largest difference between the scores of the two, relative to their spread.
         without: the same for the first part alone, which uses no cache: what rounding and length explain.
+        length_matters: whether these scores depend on what follows when read as in training, too.
         first: the position of the first difference above ``tolerance``; ``None`` without one.
         tolerance: the difference that rounding may explain at the scores' precision.
         generate: whether ``generate`` was used, not the model's own cache.
+        own: whether the model is the user's, not a library's.
     """
 
     cost: ClassVar[Cost] = "backward"
@@ -40,9 +43,11 @@ class CachedSteps:
     steps: int
     difference: float
     without: float
+    length_matters: bool
     first: int | None
     tolerance: float
     generate: bool
+    own: bool
 
     @staticmethod
     def collect(
@@ -62,34 +67,40 @@ class CachedSteps:
         with sandbox.probe(), torch.no_grad():
             model.eval()
             try:
-                if generates and encodes:
-                    decoded = _decoded(model, row, labels)
-                    prefix = max(decoded.shape[1] - _STEPS, 1)
-                    pairs = by_generate(model, decoded, prefix, row)
-                elif generates:
-                    prefix = row.shape[1] - _STEPS
-                    pairs = by_generate(model, row, prefix)
-                else:
-                    prefix = row.shape[1] - _STEPS
-                    pairs = by_hand(model, row, prefix)
+                source = row if encodes else None
+                text = _decoded(model, row, labels) if encodes else row
+                prefix = text.shape[1] - _STEPS
+                pairs = (
+                    by_generate(model, text, prefix, source) if generates else by_hand(model, text, prefix)
+                )
+                tolerance = _tolerance(pairs)
+                without = furthest([pair for pair in pairs if not pair.cached])
+                length_matters = without > tolerance
+                if length_matters and generates:
+                    length_matters = furthest([by_length(model, text, prefix, source)]) > tolerance
             except NoCache as error:
                 raise Unavailable(str(error)) from error
             except Exception as error:  # generation asks more of a model than training, in any way
                 raise Unavailable(
                     f"the model does not generate from token ids alone: {one_line(error, 120)}"
                 ) from error
-        half = any(pair.full.dtype in (torch.bfloat16, torch.float16) for pair in pairs)
-        tolerance = 5e-2 if half else 1e-3
         cached = [pair for pair in pairs if pair.cached]
         return CachedSteps(
             read=prefix,
             steps=len(cached),
             difference=furthest(cached),
-            without=furthest([pair for pair in pairs if not pair.cached]),
+            without=without,
+            length_matters=length_matters,
             first=next((pair.position for pair in cached if furthest([pair]) > tolerance), None),
             tolerance=tolerance,
             generate=generates,
+            own=not is_library_class(type(model)),
         )
+
+
+def _tolerance(pairs: list[Pair]) -> float:
+    half = any(pair.full.dtype in (torch.bfloat16, torch.float16) for pair in pairs)
+    return 5e-2 if half else 1e-3
 
 
 def _row(

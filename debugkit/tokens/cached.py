@@ -50,18 +50,12 @@ def by_generate(model: Any, ids: torch.Tensor, prefix: int, source: torch.Tensor
         NoCache: it reads more than one token at a time.
     """
     steps = ids.shape[1] - prefix
-    given = ids if source is None else source
-    inputs: dict[str, Any] = {"input_ids": given, "attention_mask": torch.ones_like(given)}
-    whole = {**inputs, **({} if source is None else {"decoder_input_ids": ids})}
-    full = _scores(model(**whole))
-    start: dict[str, Any] = {"input_ids": ids[:, :prefix], "attention_mask": torch.ones_like(ids[:, :prefix])}
-    if source is not None:
-        start = {**inputs, "decoder_input_ids": ids[:, :prefix]}
+    full = _scores(model(**_inputs(ids, source)))
     name = "input_ids" if source is None else "decoder_input_ids"
     ahead = set(ids[0, prefix:].tolist())
     with _lengths_of(model, name) as lengths:
         out = model.generate(
-            **start,
+            **_inputs(ids[:, :prefix], source),
             max_new_tokens=steps,
             do_sample=False,
             num_beams=1,
@@ -98,6 +92,20 @@ def by_hand(model: torch.nn.Module, ids: torch.Tensor, prefix: int) -> list[Pair
         pairs.append(Pair(place, True, _at(full, place), _scores(outputs)[0, -1]))
     wide = full.shape[1] == ids.shape[1]
     return pairs if wide else [pairs[-1]]
+
+
+def by_length(
+    model: torch.nn.Module, ids: torch.Tensor, prefix: int, source: torch.Tensor | None = None
+) -> Pair:
+    """The scores of the last token of a row's beginning, as training reads it, in the longer row and alone."""
+    full, alone = (_scores(model(**_inputs(part, source))) for part in (ids, ids[:, :prefix]))
+    return Pair(prefix - 1, False, _at(full, prefix - 1), alone[0, -1])
+
+
+def _inputs(ids: torch.Tensor, source: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    given = ids if source is None else source
+    inputs = {"input_ids": given, "attention_mask": torch.ones_like(given)}
+    return inputs if source is None else {**inputs, "decoder_input_ids": ids}
 
 
 class _Chosen:

@@ -8,13 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from debugkit.errors import UsageError
 from debugkit.evidence import Cost, Kind, closure, collector, cost_of, evidence_place
 from debugkit.finding import Finding
 from debugkit.signature import Signature, place_of, read_signature
-from debugkit.target import Target
 
 _MARK = "__debugkit_check__"
 HEADINGS = ("Why is this bad?", "What to do", "Known limits", "References")
@@ -90,7 +89,7 @@ class Check:
         return self.doc.partition("\n")[0]
 
     @property
-    def examples(self) -> dict[str, Callable[[], Target]]:
+    def examples(self) -> dict[str, Callable[[], Any]]:
         """The zero-argument functions ``good*`` and ``bad*`` beside the check, by name."""
         module = sys.modules[self.function.__module__]
         return {

@@ -11,6 +11,9 @@ class attribute ``cost`` says what the measurement takes at most (see :data:`COS
 
         @staticmethod
         def collect(target: Target, batches: Batches, sandbox: Sandbox, *, passes: int = 2) -> EvalPasses: ...
+
+What nothing collects is a root: the moment hands it over (a Target before training, the record of a loop while it
+runs). A kind can be built in a moment whose roots it builds on; a need that is ``| None`` is ``None`` in the others.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from pydantic import BaseModel
 
@@ -50,12 +53,40 @@ class Deadline:
         return float("inf") if self._end is None else max(0.0, self._end - time.monotonic())
 
 
-GIVEN: tuple[Kind, ...] = (Target, Sandbox, Deadline)
+_ROOT = "__debugkit_root__"
+
+Root = TypeVar("Root", bound=type)
+
+
+def root(kind: Root) -> Root:
+    """Mark a class as what some moment hands over, as a Target is before training; it has a ``name``."""
+    setattr(kind, _ROOT, True)
+    return kind
+
+
+def is_root(kind: object) -> bool:
+    """Whether a kind is handed over by a moment, and never collected."""
+    return isinstance(kind, type) and (kind in (Target, Sandbox, Deadline) or _ROOT in vars(kind))
 
 
 def is_evidence(kind: object) -> bool:
     """Whether an annotation names something that a check or a collector can ask for."""
-    return kind in GIVEN or (isinstance(kind, type) and callable(getattr(kind, "collect", None)))
+    return is_root(kind) or (isinstance(kind, type) and callable(getattr(kind, "collect", None)))
+
+
+def buildable(signature: Signature, roots: Iterable[Kind]) -> bool:
+    """Whether a moment that hands over these roots has what a signature needs.
+
+    Each need that is not optional must be there; of a signature that has optional needs only, one of them.
+    """
+    given = frozenset(roots)
+    there = {need: _has(need.kind, given) for need in signature.needs}
+    required = [has for need, has in there.items() if not need.optional]
+    return all(required) and (bool(required) or not there or any(there.values()))
+
+
+def _has(kind: Kind, given: frozenset[Kind]) -> bool:
+    return kind in given if is_root(kind) else buildable(collector(kind), given)
 
 
 def evidence_id(kind: Kind) -> str:
@@ -98,7 +129,7 @@ def closure(kind: Kind, *, optional: bool = False) -> frozenset[Kind]:
 
 
 def _descend(kind: Kind, optional: bool, above: tuple[Kind, ...]) -> Iterator[Kind]:
-    if kind in GIVEN:
+    if is_root(kind):
         return
     if kind in above:
         circle = " → ".join(f"`{evidence_id(part)}`" for part in (*above[above.index(kind) :], kind))
@@ -185,7 +216,7 @@ class Ledger:
             kind = open_kinds.pop()
             if kind not in kept:
                 kept.add(kind)
-                if kind not in self._values:
+                if kind not in self._values and not is_root(kind):
                     open_kinds += [need.kind for need in collector(kind).needs]
         for kind in [kind for kind in self._values if kind not in kept]:
             if not isinstance(self._values[kind], Refusal):
@@ -194,6 +225,8 @@ class Ledger:
                     close()
 
     def _collect(self, kind: Kind) -> Any:
+        if is_root(kind):
+            return Refusal(Unavailable(f"there is no `{evidence_id(kind)}` in this run"))
         if COSTS.index(cost_of([kind])) > COSTS.index(self._max_cost):
             return Refusal(Unavailable(f"`{evidence_id(kind)}` costs more than the limit `{self._max_cost}`"))
         name = evidence_id(kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from debugkit import __version__
 from debugkit.check import Check
 from debugkit.config import Baseline, Config
 from debugkit.errors import Broken, Unavailable, UsageError, nearest, one_line, with_article
-from debugkit.evidence import COSTS, Deadline, Ledger, cost_of
+from debugkit.evidence import COSTS, Deadline, Ledger, buildable, cost_of, is_root
 from debugkit.finding import Finding
 from debugkit.registry import Registry, load
 from debugkit.report import Report, Result, Status, gravest
@@ -57,8 +58,10 @@ def run(
 class Run:
     """One run over one target; :meth:`execute` judges the whole plan, :meth:`judge` a single check.
 
+    Planned are the checks whose evidence can be built from what the moment hands over.
+
     Args:
-        target: what will be trained.
+        target: what will be trained, or another root (see :func:`debugkit.evidence.root`) that has a ``name``.
         select: as for :func:`run`.
         ignore: as for :func:`run`.
         config: as for :func:`run`.
@@ -70,7 +73,7 @@ class Run:
 
     def __init__(
         self,
-        target: Target,
+        target: Any,
         *,
         select: Iterable[str] | str | None = None,
         ignore: Iterable[str] | str | None = None,
@@ -80,7 +83,7 @@ class Run:
         registry: Registry | None = None,
         on_event: OnEvent = _silent,
     ) -> None:
-        if not isinstance(target, Target):
+        if not (isinstance(target, Target) or is_root(type(target))):
             raise UsageError(f"expected a `debugkit.Target`, not {with_article(type(target).__name__)}")
         self.target = target
         self.config = Config.read(config)
@@ -90,15 +93,20 @@ class Run:
         self._on_event = on_event
         self._used_suppressions: set[int] = set()
         self._results: dict[str, Result] = {}
+        self._deadline = Deadline(self.config.budget)
+        self._sandbox: Sandbox | None = None
+        given: dict[type[object], Any] = {type(target): target, Deadline: self._deadline}
+        if isinstance(target, Target):
+            self._sandbox = Sandbox(target, seed=self.config.seed)
+            given |= {Target: target, Sandbox: self._sandbox}
+        self._roots = frozenset(given)
         ignored = self._ignored()
         chosen = self.choose(select, ignore)
         self.ignored = {check: ignored[check.id] for check in chosen if check.id in ignored}
         self.plan = [check for check in chosen if check.id not in ignored]
         self._waiting = list(self.plan)
-        self._deadline = Deadline(self.config.budget)
-        self._sandbox = Sandbox(target, seed=self.config.seed)
         self._ledger = Ledger(
-            {Target: target, Sandbox: self._sandbox, Deadline: self._deadline},
+            given,
             evidence_options,
             self.config.max_cost,
             on_collect=lambda name: on_event("evidence", name),
@@ -110,7 +118,7 @@ class Run:
         interrupted = False
         self._on_event("plan", len(self.plan))
         try:
-            with self._sandbox:
+            with self._sandbox or nullcontext():
                 try:
                     for check in self.plan:
                         self._on_event("check", check.id)
@@ -126,10 +134,11 @@ class Run:
     def choose(
         self, select: Iterable[str] | str | None = None, ignore: Iterable[str] | str | None = None
     ) -> list[Check]:
-        """The affordable checks that a selection names, cheapest first, with those that are ignored."""
+        """The affordable checks of this moment that a selection names, cheapest first, with those ignored."""
         chosen = self._registry.match(_names(select) or self.config.select)
         chosen -= self._registry.match(_names(ignore))
         checks = [self._registry[name] for name in chosen]
+        checks = [check for check in checks if buildable(check.signature, self._roots)]
         affordable = COSTS.index(self.config.max_cost)
         checks = [check for check in checks if COSTS.index(check.cost) <= affordable]
         return sorted(checks, key=lambda check: (COSTS.index(cost_of(check.reads)), check.family, check.id))
@@ -139,7 +148,7 @@ class Run:
         check = self._registry[check_id]
         if (reason := self._ignored().get(check_id)) is not None:
             return _ignored_result(check, reason)
-        with self._sandbox:
+        with self._sandbox or nullcontext():
             result = self._judge(check)
             self._forget(check)
         self._results[check_id] = result
@@ -166,7 +175,7 @@ class Run:
         results += [_ignored_result(check, reason) for check, reason in self.ignored.items()]
         return Report(
             debugkit_version=__version__,
-            target=self.target.name or type(self.target.model).__name__,
+            target=_name(self.target),
             seed=self.config.seed,
             seconds=seconds,
             interrupted=interrupted,
@@ -247,7 +256,12 @@ class Run:
                 and result.status not in ("skip", "error")
             ):
                 yield f"the suppression of `{suppression.check}` at `{suppression.where}` matches nothing: remove it"
-        yield from self._sandbox.notices
+        if self._sandbox is not None:
+            yield from self._sandbox.notices
+
+
+def _name(target: Any) -> str:
+    return str(target.name or type(getattr(target, "model", target)).__name__)
 
 
 def _ignored_result(check: Check, reason: str) -> Result:

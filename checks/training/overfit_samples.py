@@ -8,32 +8,28 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from debugkit import Finding, Target, Unavailable, check, fail, note, warn
+from debugkit import Finding, Target, check, fail, note, warn
+from debugkit.probes.control_runs import ControlRuns
 from debugkit.probes.overfit import OverfitRuns
 from debugkit.probes.training_step import TrainingStep
 from debugkit.testing import blobs, mlp
 from debugkit.trials.curve import Curve
 
-_SQUASHED = frozenset({"softmax", "sigmoid", "hardsigmoid"})
-_WRONG_PRODUCERS = {
-    "logits": _SQUASHED | {"relu"},
-    "binary logits": _SQUASHED | {"relu"},
-    "log-probabilities": _SQUASHED,
-}
+from ._unjudged import counted, from_to, refuse_to_judge, state
+
 _REPAIRS = {
     "maximize": ("`maximize=False`", "leave `maximize=True` out"),
     "weight_decay": ("`weight_decay=0`", "lower `weight_decay`"),
     "lr": ("a hundredth of the rate", "lower the learning rate"),
 }
 _REBUILD = "build the optimizer from `model.parameters()` after the last change to the model"
-_CHOICES = frozenset({"argmin", "argmax", "topk", "multinomial", "bernoulli", "sort", "argsort"})
-_ROUNDING = 1e-12
 
 
 @check
 def overfit_samples(
     runs: OverfitRuns,
     step: TrainingStep,
+    controls: ControlRuns | None,
     *,
     stuck: Annotated[
         float, Field(gt=0, lt=1, description="progress below which a stalled run counts as unable to learn")
@@ -50,7 +46,8 @@ def overfit_samples(
 
     16 short samples that cover the labels are trained on with regularisation off. AdamW at sane learning
     rates tells whether model, loss and data work together; the user's own optimizer at its peak learning rate
-    tells whether its settings do. Progress is measured between the best constant prediction (0) and a perfect
+    tells whether its settings do; noise in the place of inputs that are not memorised tells whether these are at
+    fault. Progress is measured between the best constant prediction (0) and a perfect
     one (1), so that an entropy floor or an imbalanced label does not look like learning.
 
     ## Why is this bad?
@@ -73,8 +70,8 @@ def overfit_samples(
     """
     if (good := runs.memorised) is not None:
         yield note(
-            f"{_counted(runs.samples, 'sample')} memorised in {_counted(len(good.scores) - 1, 'step')} "
-            f"({good.optimizer}, {_from_to(good)})",
+            f"{counted(runs.samples, 'sample')} memorised in {counted(len(good.scores) - 1, 'step')} "
+            f"({good.optimizer}, {from_to(good)})",
             steps=len(good.scores) - 1,
             loss_first=good.first.value,
             loss_last=good.last.value,
@@ -85,10 +82,10 @@ def overfit_samples(
     if flipped := _flipped(runs, best):
         yield flipped
         return
-    _refuse_to_judge(runs, step)
+    refuse_to_judge(runs, step)
     tried = ", ".join(run.optimizer.partition("lr ")[2] for run in runs.runs)
     message = (
-        f"{_counted(runs.samples, 'sample')} can't be memorised: AdamW stalls at {_state(best)} (learning rates "
+        f"{counted(runs.samples, 'sample')} can't be memorised: AdamW stalls at {state(best)} (learning rates "
         f"{tried}), {_compared(best)}"
     )
     measured: dict[str, Any] = {
@@ -98,81 +95,21 @@ def overfit_samples(
     }
     location = runs.call[1] if runs.call else None
     if best.best < stuck:
-        yield fail(message, location=location, hint=_hint(best), **measured)
+        yield fail(message, location=location, hint=_hint(best, controls), **measured)
     elif best.best < half_way:
-        yield warn(message, location=location, hint=_hint(best), **measured)
+        yield warn(message, location=location, hint=_hint(best, controls), **measured)
     else:
         yield note(message, location=location, **measured)
-
-
-def _refuse_to_judge(runs: OverfitRuns, step: TrainingStep) -> None:
-    """Raise ``Unavailable`` where a run that did not memorise the samples proves nothing, or proves it twice."""
-    best, last = runs.best, runs.best.last
-    if _misfed(step):
-        raise Unavailable(
-            f"not judged: AdamW stalls at {_state(best)}, where a loss got the wrong kind of input; see `logits-vs-probs`"
-        )
-    judged = [run for run in runs.runs if run.outcome in ("stalled", "diverged")]
-    cut_short = any(run.outcome == "out of time" for run in runs.runs)
-    if len(judged) < 2 or cut_short or any(r.best >= best.best + 0.02 for r in runs.runs if r not in judged):
-        unbounded = last.kind == "unknown" and last.value < min(0, best.first.value) and not cut_short
-        raise Unavailable(
-            f"not judged: the loss was still falling after {_counted(len(best.scores), 'step')} of "
-            f"{best.optimizer} ({_from_to(best)}); "
-            + (
-                "no floor of this loss is known"
-                if unbounded
-                else "raise `overfit-runs.max-steps` or `overfit-runs.max-seconds`"
-            )
-        )
-    if last.kind == "unknown" and best.best > 0.02:
-        raise Unavailable(
-            f"not judged: AdamW stalls at a loss of {last.value:.3g} ({_from_to(best)}), and no floor of this loss "
-            "is known"
-        )
-    if last.kind == "classes" and last.constant_errors - runs.unavoidable < max(2, 0.01 * last.counted):
-        raise Unavailable(
-            f"not judged: a constant answer gets all but {last.constant_errors} of {last.counted:,} targets right"
-        )
-    if last.kind == "values" and last.constant_value < _ROUNDING:
-        raise Unavailable(
-            f"not judged: the targets of {_counted(runs.samples, 'sample')} are all the same, so a constant answer is right"
-        )
-    choice = next((cut for cut in step.cuts if cut.op in _CHOICES and cut.module is not None), None)
-    if choice is not None and best.best > 0.05:
-        raise Unavailable(
-            f"not judged: AdamW stalls at {_state(best)}, which a discrete choice in the model (`{choice.op}`"
-            f"{f', {choice.location}' if choice.location else ''}) can cause"
-        )
-    if runs.trainable < 2 * runs.samples:
-        raise Unavailable(
-            f"not judged: {runs.trainable:,} trainable values can't memorise {_counted(runs.samples, 'sample')}"
-        )
-    if 2 * runs.trainable < runs.values:
-        raise Unavailable(
-            f"not judged: AdamW stalls at {_state(best)}, and only {runs.trainable:,} of {runs.values:,} values train, "
-            "which need not be enough behind a frozen body"
-        )
-
-
-def _misfed(step: TrainingStep) -> bool:
-    """Whether a loss gets probabilities where it expects logits, or raw scores for log-probabilities."""
-    for call in step.loss_calls:
-        if call.connected and (wrong := _WRONG_PRODUCERS.get(call.expects)):
-            squashed = call.producers and all(producer.op in wrong for producer in call.producers)
-            if squashed or (call.expects == "log-probabilities" and call.input.maximum > 1e-3):
-                return True
-    return bool(step.double_softmax)
 
 
 def _own(runs: OverfitRuns, good: Curve, own_rate: float) -> Iterator[Finding]:
     own, repair = runs.own, runs.repair
     if runs.covered is None:
         return
-    held = f"it holds {runs.covered} of {_counted(runs.tensors, 'trainable tensor')}"
+    held = f"it holds {runs.covered} of {counted(runs.tensors, 'trainable tensor')}"
     if runs.covered == 0:
         yield warn(
-            f"your optimizer holds none of the model's {_counted(runs.tensors, 'trainable tensor')}: its steps train "
+            f"your optimizer holds none of the model's {counted(runs.tensors, 'trainable tensor')}: its steps train "
             "nothing",
             where="optimizer",
             hint=_REBUILD,
@@ -182,9 +119,9 @@ def _own(runs: OverfitRuns, good: Curve, own_rate: float) -> Iterator[Finding]:
         yield note(f"your optimizer was not tried: {runs.refusal}")
         return
     name, steps = f"your {own.optimizer}", len(own.scores)
-    reached = f"{name} goes {_from_to(own)} in {_counted(steps, 'step')}; {held}"
+    reached = f"{name} goes {from_to(own)} in {counted(steps, 'step')}; {held}"
     if own.outcome == "memorised":
-        yield note(f"{name} memorises them in {_counted(steps - 1, 'step')}; {held}")
+        yield note(f"{name} memorises them in {counted(steps - 1, 'step')}; {held}")
     elif own.outcome == "learning":
         yield note(reached)
     elif repair is not None and repair.setting == "clip":
@@ -192,16 +129,16 @@ def _own(runs: OverfitRuns, good: Curve, own_rate: float) -> Iterator[Finding]:
     elif repair is not None:
         changed, hint = _REPAIRS[repair.setting]
         yield warn(
-            f"{name} {_failed(own)} on {_counted(runs.samples, 'sample')} ({_from_to(own)} in {_counted(steps, 'step')}); "
-            f"with {changed} it learns ({_from_to(repair.curve)} in "
-            f"{_counted(len(repair.curve.scores), 'step')})",
+            f"{name} {_failed(own)} on {counted(runs.samples, 'sample')} ({from_to(own)} in {counted(steps, 'step')}); "
+            f"with {changed} it learns ({from_to(repair.curve)} in "
+            f"{counted(len(repair.curve.scores), 'step')})",
             where="optimizer",
             hint=hint,
             steps=steps,
         )
     elif own.outcome == "diverged":
         yield warn(
-            f"{name} diverges on the same {_counted(runs.samples, 'sample')} after {_counted(steps, 'step')}, where "
+            f"{name} diverges on the same {counted(runs.samples, 'sample')} after {counted(steps, 'step')}, where "
             f"{good.optimizer} memorises them",
             where="optimizer",
             hint="lower the learning rate",
@@ -234,9 +171,9 @@ def _judge_own(runs: OverfitRuns, good: Curve, own: Curve, own_rate: float) -> F
         return None
     told = "raises the loss" if risen else "does not lower the loss"
     return warn(
-        f"your {own.optimizer} {told} on {_counted(runs.samples, 'sample')} in {_counted(steps, 'step')} "
-        f"({_from_to(own)}), where {good.optimizer} memorises them in {len(good.scores) - 1}; it holds {runs.covered} "
-        f"of {_counted(runs.tensors, 'trainable tensor')}",
+        f"your {own.optimizer} {told} on {counted(runs.samples, 'sample')} in {counted(steps, 'step')} "
+        f"({from_to(own)}), where {good.optimizer} memorises them in {len(good.scores) - 1}; it holds {runs.covered} "
+        f"of {counted(runs.tensors, 'trainable tensor')}",
         where="optimizer",
         hint="lower the learning rate" if risen else f"check the learning rate and schedule, and {_REBUILD}",
         steps=steps,
@@ -269,13 +206,6 @@ def _flipped(runs: OverfitRuns, run: Curve) -> Finding | None:
     )
 
 
-def _state(run: Curve) -> str:
-    last = run.last
-    if last.kind == "classes":
-        return f"{last.errors:,} wrong of {last.counted:,} and a loss of {last.value:.3g}"
-    return f"a loss of {last.value:.3g}"
-
-
 def _compared(run: Curve) -> str:
     last = run.last
     if last.kind == "classes":
@@ -285,20 +215,18 @@ def _compared(run: Curve) -> str:
     return f"from {run.first.value:.3g} at the start"
 
 
-def _hint(run: Curve) -> str:
+def _hint(run: Curve, controls: ControlRuns | None) -> str:
     last = run.last
+    noise = controls.noise if controls is not None else None
+    if noise is not None and noise.outcome == "memorised":
+        return (
+            f"the same model memorises noise in the place of the inputs in {counted(len(noise.scores) - 1, 'step')}: look "
+            "at the inputs, at their scale and at what tells them apart"
+        )
     constant = run.best < 0.05 and last.kind != "unknown" and not last.value > 1.05 * last.constant_value
     if constant:
         return "the prediction does not depend on the input: follow one sample through `forward` and the loss"
     return "check that the output can reach the targets (activation, scale) and that every layer is used"
-
-
-def _from_to(run: Curve) -> str:
-    return f"loss {run.first.value:.3g} → {run.last.value:.3g}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _mean(values: object) -> float:

@@ -108,11 +108,13 @@ class Watch(TorchFunctionMode):
 
     Attributes:
         main: index of the main loss call; -1 where there is none.
+        candidates: how many loss calls could be the main one, on the pass that looked for it.
     """
 
     def __init__(self, main: int | None = None) -> None:
         super().__init__()
         self.main = main
+        self.candidates = 0
         self._first = main is None
         self._calls: list[tuple[Callable[..., Any], dict[str, Any], Any]] = []
         self._places: list[str | None] = []
@@ -174,6 +176,14 @@ class Watch(TorchFunctionMode):
             return Score("values", whole, value, 0, given["target"].numel(), _constant(func, given), 0)
 
     @property
+    def main_arguments(self) -> tuple[Callable[..., Any], dict[str, Any]] | None:
+        """The main loss function and its arguments by name; ``None`` where none of torch's losses is used."""
+        if self.main is None or not 0 <= self.main < len(self._calls):
+            return None
+        func, given, _ = self._calls[self.main]
+        return func, given
+
+    @property
     def main_call(self) -> tuple[str, str | None] | None:
         """Name and source line of the main loss call, or of the only log-softmax, on the pass that looked for it."""
         if self.main is None or not 0 <= self.main < len(self._calls):
@@ -227,7 +237,13 @@ class Watch(TorchFunctionMode):
             and result.grad_fn in nodes
             and isinstance(given["target"], torch.Tensor)
         ]
+        self.candidates = len(judged)
         return max(judged)[-1] if judged else -1
+
+
+def is_class_loss(func: Callable[..., Any]) -> bool:
+    """Whether a main loss function takes classes, and not values."""
+    return func in _CLASSES
 
 
 def _is_given(value: Any) -> bool:

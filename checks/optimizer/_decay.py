@@ -38,7 +38,7 @@ def values_of(target: Target, names: Collection[str]) -> int:
 
 def outweighed(moves: OptimizerStep, traits: OptimizerTraits, group: int, decay: float) -> float | None:
     """How much harder decay pulls a group's matrices than the gradient does; the median."""
-    found = matrices(moves, group)
+    found = matrices(moves, [group])
     if not decay or not found:
         return None
     if traits.decouples_decay[group]:

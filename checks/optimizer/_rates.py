@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from debugkit.probes.optimizer_step import Move, OptimizerStep
@@ -33,22 +34,19 @@ class Off:
     ratio: float | None
 
 
-def matrices(moves: OptimizerStep, group: int | None = None) -> list[Move]:
+def matrices(moves: OptimizerStep, groups: Collection[int] | None = None) -> list[Move]:
     """The trainable matrices with a gradient and values that the optimizer moves."""
     return [
         move
         for move in moves.moves.values()
-        if len(move.shape) > 1
-        and move.trainable
-        and move.alive
-        and move.weight
-        and group in (None, move.group)
+        if len(move.shape) > 1 and move.trainable and move.alive and move.weight
+        if groups is None or move.group in groups
     ]
 
 
-def median_ratios(moves: OptimizerStep, group: int | None = None) -> tuple[float, float] | None:
+def median_ratios(moves: OptimizerStep, groups: Collection[int] | None = None) -> tuple[float, float] | None:
     """The medians of update over weight, as it is and with clipped gradients; ``None`` without a matrix."""
-    found = matrices(moves, group)
+    found = matrices(moves, groups)
     if not found:
         return None
     return statistics.median(m.ratio for m in found), statistics.median(m.clipped_ratio for m in found)
@@ -69,9 +67,9 @@ def out_of_range(
     moving = any(move.update for move in matrices(moves)) if moves is not None else False
     for group, rate in enumerate(rehearsal.peaks):
         scaling, size = traits.scaling[group], traits.size[group] * rate
-        if rate <= 0 or scaling == "other":
+        seen = median_ratios(moves, [group]) if moves is not None else None
+        if rate <= 0 or scaling == "other" or (seen is None and moves is not None):
             continue
-        seen = median_ratios(moves, group) if moves is not None else None
         margin = _UNSEEN if seen is None else 1.0
         if scaling == "normalised":
             high, low = size > margin * highest, size < lowest / margin

@@ -48,6 +48,19 @@ class Reading:
         return last + 1 if last + 1 < self.length else None
 
     @property
+    def swings(self) -> int:
+        """How often the rate falls from near its peak to next to nothing and comes back without a jump."""
+        count, low = 0, False
+        for before, rate in pairwise(self.highest):
+            if low and rate > 0.9 * self.peak:
+                count, low = count + 1, False
+            elif rate < 0.05 * self.peak:
+                low = True
+            if low and rate > before + 0.6 * self.peak:
+                return 0
+        return count
+
+    @property
     def tail(self) -> float:
         """The highest rate after the end."""
         return max(self.highest[self.end :], default=0.0) if self.end is not None else 0.0
@@ -90,6 +103,6 @@ def _ends_with_the_run(rehearsal: ScheduleRehearsal, epochs: int) -> bool:
     zero = next(
         (i for i in range(highest.index(peak), len(highest)) if highest[i] <= _NEGLIGIBLE * peak), None
     )
-    if zero is None or zero > 1000 * epochs:
-        return True
-    return zero >= 0.8 * epochs and (zero <= 2 * epochs + 2 or highest[zero] > 0)
+    if zero is None and rehearsal.curve.refusal is not None:
+        zero = len(highest) - 1
+    return zero is None or 0.8 * epochs <= zero <= 1.25 * epochs + 1

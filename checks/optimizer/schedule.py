@@ -36,6 +36,12 @@ def schedule(
     reached: Annotated[
         float, Field(gt=0, le=1, description="share of its peak that a warm-up has to reach in training")
     ] = 0.9,
+    max_swings: Annotated[
+        int,
+        Field(
+            ge=1, description="smooth ways from the peak to nothing and back that no cycle is meant to have"
+        ),
+    ] = 5,
 ) -> Iterator[Finding]:
     """The learning rate is 0, negative or far from its peak for much of the planned run.
 
@@ -69,7 +75,8 @@ def schedule(
         yield note("the learning rates that it scales are 0; see `learning-rate`")
         return
     judged = [
-        (reading, _judge(rehearsal, reading, fail_end, warn_end, reached)) for reading in readings(rehearsal)
+        (reading, _judge(rehearsal, reading, fail_end, warn_end, reached, max_swings))
+        for reading in readings(rehearsal)
     ]
     sound = next((reading for reading, finding in judged if finding is None), None)
     if sound is None:
@@ -79,7 +86,12 @@ def schedule(
 
 
 def _judge(
-    rehearsal: ScheduleRehearsal, reading: Reading, fail_end: float, warn_end: float, reached: float
+    rehearsal: ScheduleRehearsal,
+    reading: Reading,
+    fail_end: float,
+    warn_end: float,
+    reached: float,
+    max_swings: int,
 ) -> Finding | None:
     peak, length = reading.peak, reading.length
     total = f"{length:,} {reading.unit}s" if rehearsal.planned is not None else f"the first {length:,} steps"
@@ -117,6 +129,14 @@ def _judge(
             hint=_ADVICE,
             end=end,
             steps=length,
+        )
+    if (swings := reading.swings) >= max_swings:
+        return warn(
+            f"the learning rate falls to next to nothing and comes back {swings} times in {total}: the schedule is over "
+            "long before the run",
+            where="scheduler",
+            hint=_ADVICE,
+            swings=swings,
         )
     beyond = reading.later_peak
     if beyond is not None and peak < reached * beyond:

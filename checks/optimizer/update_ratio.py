@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection, Iterator
-from typing import Annotated
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.probes.optimizer_step import OptimizerStep
+from debugkit.probes.optimizer_step import Move, OptimizerStep
 from debugkit.probes.optimizer_traits import OptimizerTraits
 from debugkit.probes.schedule_rehearsal import ScheduleRehearsal
 from debugkit.probes.schedule_rehearsal import groups_of as optimizer_groups
 from debugkit.testing import blobs, mlp
 from debugkit.weights.parameters import groups_of, places
 
+from ._decay import outweighed
 from ._rates import matrices, median_ratios, out_of_range
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 _TINY_GRADIENT = 1e-2
+_FAINT = 1e-3
+_FAINT_FOR_EPS = 10.0
 
 
 @check
@@ -68,7 +71,7 @@ def update_ratio(
     off = out_of_range(rehearsal, traits, moves) if traits is not None else {}
     findings = [
         *_unmoved(target, moves, off.keys()),
-        *_sizes(moves, rehearsal, {*off} | _self_rated(target, traits), highest, lowest),
+        *_sizes(moves, rehearsal, {*off} | _explained(target, moves, traits), highest, lowest),
     ]
     yield from findings
     if findings:
@@ -87,18 +90,22 @@ def update_ratio(
 
 
 def _unmoved(target: Target, moves: OptimizerStep, off: Collection[int]) -> Iterator[Finding]:
+    groups_given = optimizer_groups(target)
+    alive = [move.gradient or 0.0 for move in moves.moves.values() if move.trainable and move.alive]
+    usual = statistics.median(alive)
     still = [
         name
         for name, move in moves.moves.items()
         if move.trainable
-        and move.alive
         and not move.update
         and move.weight
         and move.dtype not in _LOW_PRECISION
-        and (move.rate or _chooses(target, move.group))
+        and (move.rate or groups_given[move.group].get("lr") is None)
+        and move.group not in off
         and not name.startswith("loss_fn.")
+        and (move.gradient or 0.0) > max(_FAINT * usual, _FAINT_FOR_EPS * _eps(groups_given[move.group]))
     ]
-    if not still or off:
+    if not still:
         return
     groups = list(groups_of(target.model, still))
     rates = sorted({moves.moves[name].rate for name in still})
@@ -116,25 +123,28 @@ def _unmoved(target: Target, moves: OptimizerStep, off: Collection[int]) -> Iter
 def _sizes(
     moves: OptimizerStep, rehearsal: ScheduleRehearsal, unjudged: set[int], highest: float, lowest: float
 ) -> Iterator[Finding]:
-    for group, rate in enumerate(rehearsal.peaks):
-        ratios = median_ratios(moves, group)
-        if ratios is None or group in unjudged or not rate:
+    """The groups that share a learning rate, together: a group of one unusual matrix tells little."""
+    for rate in dict.fromkeys(rehearsal.peaks):
+        groups = [i for i, peak in enumerate(rehearsal.peaks) if peak == rate and i not in unjudged]
+        ratios = median_ratios(moves, groups)
+        if ratios is None or not rate:
             continue
-        which = f" of parameter group {group}" if len(rehearsal.peaks) > 1 else ""
+        found = matrices(moves, groups)
+        told = (
+            f"one step changes the matrices by {ratios[0]:.2g} of their size (median of {len(found)}) at a learning rate "
+            f"of {rate:.3g}"
+        )
         if min(ratios) > highest:
             yield warn(
-                f"one step changes the matrices{which} by {ratios[0]:.2g} of their size (median of "
-                f"{len(matrices(moves, group))}) at a learning rate of {rate:.3g}: it overwrites what they hold",
+                f"{told}: it overwrites what they hold",
                 where="optimizer",
                 hint=f"lower the learning rate about {max(2.0, min(ratios) / 1e-2):,.0f} times",
                 ratio=ratios[0],
                 rate=rate,
             )
-        elif 0 < ratios[0] < lowest and _asks_for_more(moves, group):
+        elif 0 < ratios[0] < lowest and _asks_for_more(moves, found):
             yield warn(
-                f"one step changes the matrices{which} by {ratios[0]:.2g} of their size (median of "
-                f"{len(matrices(moves, group))}) at a learning rate of {rate:.3g}: {1 / ratios[0]:,.0f} such steps "
-                "would change them by as much as they are",
+                f"{told}: {1 / ratios[0]:,.0f} such steps would change them by as much as they are",
                 where="optimizer",
                 hint="raise the learning rate",
                 ratio=ratios[0],
@@ -142,21 +152,26 @@ def _sizes(
             )
 
 
-def _asks_for_more(moves: OptimizerStep, group: int) -> bool:
+def _asks_for_more(moves: OptimizerStep, found: Sequence[Move]) -> bool:
     """Whether the gradient itself is not tiny against the weights, as it is when little is left to learn."""
-    pulls = [(move.gradient or 0.0) / move.weight for move in matrices(moves, group)]
+    pulls = [(move.gradient or 0.0) / move.weight for move in found]
     return moves.gradient_norm > _TINY_GRADIENT and statistics.median(pulls) > 1e-4
 
 
-def _self_rated(target: Target, traits: OptimizerTraits | None) -> set[int]:
-    """The groups of optimizers that adapt their own rate, whose first step tells nothing."""
-    if traits is None:
-        return set()
-    return {i for i, scaling in enumerate(traits.scaling) if scaling == "other" and _chooses(target, i)}
+def _eps(group: Mapping[str, Any]) -> float:
+    eps = group.get("eps")
+    return float(eps) if isinstance(eps, (int, float)) else 0.0
 
 
-def _chooses(target: Target, group: int) -> bool:
-    return optimizer_groups(target)[group].get("lr") is None
+def _explained(target: Target, moves: OptimizerStep, traits: OptimizerTraits | None) -> set[int]:
+    """The groups whose step tells nothing: of optimizers that adapt their own rate, or moved by weight decay alone."""
+    found = set()
+    for index, group in enumerate(optimizer_groups(target)):
+        if traits is not None:
+            pull = outweighed(moves, traits, index, float(group.get("weight_decay") or 0.0))
+            if traits.scaling[index] == "other" or (pull or 0.0) > 1:
+                found.add(index)
+    return found
 
 
 def _chooses_its_rate(target: Target) -> bool:

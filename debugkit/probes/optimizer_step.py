@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -23,7 +23,8 @@ from debugkit.trials.stepper import Stepper
 from debugkit.trials.trial import RefusedError
 
 _LOW = (torch.float16, torch.bfloat16)
-_REPEATS = 24
+_REPEATS = 200
+_GROWING = 1.5
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Move:
         clipped: that of its change with all gradients clipped to a norm of 1 together.
         finite: whether its values are finite after the step.
         wanted: in low precision, how many values the same step moves in single precision.
-        lost: how many of them it does not move here.
+        lost: how many of them it does not move here, at the size that steps have once momentum has built up.
     """
 
     group: int
@@ -138,7 +139,7 @@ class OptimizerStep:
                 gained = frozenset(
                     name for name, p in named.items() if name.startswith("loss_fn.") and _has_gradient(p)
                 )
-                regained = measure.regains(named, moves)
+                regained = measure.settle(named, moves)
             except RefusedError as error:
                 raise Unavailable(f"the optimizer can't be stepped tensor by tensor: {error}") from None
         return OptimizerStep(moves, norm, touched, gained, regained)
@@ -156,7 +157,7 @@ class _Measure:
         start, slope, exact = before, gradient, after
         wanted = lost = 0
         if before.dtype in _LOW:
-            start, slope = before.float(), None if gradient is None else gradient.float()
+            start, slope = before.float(), _single(gradient)
             exact = self._stepper.step(group, start, slope, of=parameter)
             asked = exact != start
             wanted = int(asked.sum())
@@ -180,23 +181,49 @@ class _Measure:
             lost=lost,
         )
 
-    def regains(self, named: Mapping[str, torch.nn.Parameter], moves: Mapping[str, Move]) -> bool:
-        """Whether the optimizer keeps what rounding takes: the values move after several steps."""
-        lossy = [(move.wanted, name) for name, move in moves.items() if move.lost > move.wanted / 5]
+    def settle(self, named: Mapping[str, torch.nn.Parameter], moves: dict[str, Move]) -> bool:
+        """Look again at what rounds away: at the size of later steps, and at whether the optimizer keeps what was lost.
+
+        Momentum makes later steps larger than the first, so that less of them is lost.
+
+        Returns:
+            Whether values that no single step can move do move after several.
+        """
+        lossy = [
+            (move.wanted, name)
+            for name, move in moves.items()
+            if move.lost > move.wanted / 5 and named[name].grad is not None
+        ]
         if not lossy:
             return False
         name = min(lossy)[1]
         parameter, group = named[name], moves[name].group
-        gradient = parameter.grad
-        if gradient is None:
-            return False
+        before, slope = parameter.detach(), _single(parameter.grad)
+        start = before.float()
+        one, most, all_but_one = (
+            self._stepper.step(group, start, slope, of=parameter, steps=steps)
+            for steps in (1, _REPEATS, _REPEATS - 1)
+        )
+        growth = _rms(most - all_but_one) / max(_rms(one - start), 1e-30)
+        if growth > _GROWING:
+            for _, other in lossy:
+                moves[other] = self._grown(named[other], moves[other], growth)
+        spacing = torch.finfo(before.dtype).eps * torch.exp2(start.abs().clamp_min(1e-30).log2().floor())
+        visible = ((most - start).abs() > spacing) & ((most - all_but_one).abs() < 0.2 * spacing)
+        moved = self._stepper.step(group, before, parameter.grad, of=parameter, steps=_REPEATS) != before
+        return int(visible.sum()) > 0 and int((visible & moved).sum()) > int(visible.sum()) / 2
+
+    def _grown(self, parameter: torch.nn.Parameter, move: Move, growth: float) -> Move:
         before = parameter.detach()
-        step = self._stepper.step
-        still = step(group, before, gradient, of=parameter) == before
-        exact = step(group, before.float(), gradient.float(), of=parameter, steps=_REPEATS)
-        visible = still & (exact.to(before.dtype) != before)
-        moved = visible & (step(group, before, gradient, of=parameter, steps=_REPEATS) != before)
-        return int(visible.sum()) > 0 and int(moved.sum()) > int(visible.sum()) / 2
+        start = before.float()
+        change = self._stepper.step(move.group, start, _single(parameter.grad), of=parameter) - start
+        return replace(
+            move, lost=int(((change != 0) & ((start + growth * change).to(before.dtype) == before)).sum())
+        )
+
+
+def _single(gradient: torch.Tensor | None) -> torch.Tensor | None:
+    return None if gradient is None else gradient.float()
 
 
 def _differentiate(target: Target, batch: Any, rows: int) -> None:

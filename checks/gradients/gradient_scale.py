@@ -17,6 +17,7 @@ from debugkit.probes.gradient_fault import GradientFault
 from debugkit.probes.initial_scales import InitialScales
 from debugkit.probes.training_step import Gradient, TrainingStep
 from debugkit.testing import blobs, mlp
+from debugkit.weights.freshness import model_is_fresh
 
 _FEWEST_PEERS = 4
 _TREND = 0.8
@@ -184,7 +185,9 @@ def _under_eps(target: Target, step: TrainingStep, alive: dict[str, Gradient]) -
     eps = [group["eps"] for group in groups if "eps" in group and "betas" in group]
     eps = [value for value in eps if isinstance(value, float)]
     largest = max(gradient.largest or 0.0 for gradient in alive.values())
-    if not eps or not 0 < largest < min(eps) or abs(step.loss) < _LEARNABLE_LOSS:
+    if not eps or not 0 < largest < min(eps):
+        return
+    if abs(step.loss) < _LEARNABLE_LOSS and not model_is_fresh(target.model):
         return
     yield warn(
         f"the largest gradient of all is {largest:.2g}, under the optimizer's `eps` of {min(eps):.0e}: steps are up to "

@@ -216,11 +216,16 @@ class LayerWatch:
         if not all(name in self._sizes for name in names):
             return None
         narrow = any(
-            self._sizes[one].layer.units < min(self._sizes[one].layer.fan_in, self._sizes[other].layer.units)
-            for one, other in self._edges
+            _is_narrow(self._sizes[one].layer, self._sizes[other].layer) for one, other in self._edges
         )
         order = [name for name in self._sizes if name in names]
         return Collapse(tuple(order), narrow)
+
+
+def _is_narrow(layer: Layer, following: Layer) -> bool:
+    """Whether a layer is narrower than what is before and after it; filters overlap, so few of them do not tell."""
+    most = min(layer.fan_in, following.units)
+    return layer.units < (most if layer.op == "linear" else most / 2)
 
 
 def _describe(

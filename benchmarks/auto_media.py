@@ -130,7 +130,7 @@ def films(config: Any) -> Iterator[list[Sample]]:
     labels = _classes(generator)
     channels, side = geometry(config)
     part = part_with(config, "num_frames") or part_with(config, "frames_per_clip")
-    frames = int(getattr(part, "num_frames", None) or getattr(part, "frames_per_clip", 4))
+    frames = int(getattr(part, "num_frames", None) or getattr(part, "frames_per_clip", None) or 4)
     still, _ = pictures(labels, channels, side, generator)
     film = _normal(still[:, None] + 0.3 * _noise(generator, SAMPLES, frames, channels, side, side))
     yield _rows(pixel_values=film, labels=labels)

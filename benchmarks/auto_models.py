@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ def _with_samples(model: torch.nn.Module, head: Head) -> tuple[torch.nn.Module, 
         try:
             with torch.random.fork_rng(devices=[]):
                 loss = _loss(copy.deepcopy(model), head.collate(samples[:BATCH]), head)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
             if not loss.isfinite():
                 raise ValueError(f"its loss is {float(loss)}")
             return model, samples
@@ -81,9 +82,14 @@ def _build(architecture: str, head: str, variant: Mapping[str, Any]) -> torch.nn
     kind = model_class(architecture, head, config)
     if (size := _size_of(kind, config)) > LARGEST:
         raise ValueError(f"its configuration stays large: {size / 1e6:.0f} M parameters")
-    model = kind(config)
+    model = kind(config, **_unpooled(kind) if HEADS[head].wrap is not None else {})
     wrap = HEADS[head].wrap
-    return (model if wrap is None else wrap(model)).train()  # type: ignore[no-any-return]
+    return (model if wrap is None else wrap(model)).train()
+
+
+def _unpooled(kind: Any) -> dict[str, bool]:
+    """What leaves out a pooler that no loss would reach."""
+    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
 
 
 def _size_of(kind: Any, config: Any) -> int:
@@ -104,12 +110,16 @@ def target_of(architecture: str, head: str, *, padded: bool = False) -> Target:
     from debugkit import Target
 
     model, samples = build(architecture, head)
-    if padded and head in auto_text.MAKERS:
-        samples = auto_text.rows(head, padded=True)
+    if (
+        padded
+        and head in auto_text.MAKERS
+        and samples[0].keys() == (rows := auto_text.rows(head, padded))[0].keys()
+    ):
+        samples = rows
     if head == "causal" and not _shifts_labels(model, samples):
         samples = auto_text.shifted(samples)
     torch.manual_seed(0)
-    loader = torch.utils.data.DataLoader(
+    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
         samples,  # type: ignore[arg-type]
         batch_size=BATCH,
         shuffle=True,

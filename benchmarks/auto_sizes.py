@@ -146,6 +146,7 @@ PARTICULAR: dict[str, dict[str, Any]] = {
     "vjepa2": {"pred_num_attention_heads": 4, "pred_hidden_size": 32, "pred_num_hidden_layers": 1},
     **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "glm4v_text", "glm_ocr_text", "glmga_text"), ROTARY),
     "mask2former": {"feature_size": 32},
+    "kimi_linear": {"linear_head_dim": 8, "linear_num_heads": 4, "qk_head_dim": 16},
     "cvt": {"depth": [1, 2, 3]},
     "patchtst": {"num_targets": 3},
     **dict.fromkeys(("informer", "autoformer", "time_series_transformer"), FORECAST),
@@ -192,7 +193,9 @@ def _small(kind: Any, variant: Mapping[str, Any], media: bool) -> dict[str, Any]
     default = kind()
     names = {*vars(default), *getattr(kind, "attribute_map", {})}
     sizes = {**MEDIA_SIZES, **SIZES} if media else SIZES
-    changes = {name: size for name, size in sizes.items() if name in names and _is_count(default, name)}
+    changes: dict[str, Any] = {
+        name: size for name, size in sizes.items() if name in names and _is_count(default, name)
+    }
     changes |= {name: token for name, token in TOKENS.items() if name in names}
     changes |= {name: None for name in COMPUTED if name in vars(default)}
     if media:

@@ -41,7 +41,7 @@ def rows(head: str, padded: bool = False) -> list[Sample]:
 
     Args:
         head: the name of the head.
-        padded: shorten every second sample and pad it on the right.
+        padded: give the samples several lengths and pad them on the right.
     """
     generator = torch.Generator().manual_seed(0)
     text = MAKERS[head](generator)
@@ -152,16 +152,19 @@ MAKERS = {
 
 
 def _padded(text: Text, generator: torch.Generator) -> Text:
-    """Every second sample (in a random order) cut to fewer tokens, with no labels on the padding."""
-    lengths = torch.randint(SHORTEST, LENGTH, (len(text.ids),), generator=generator)
-    lengths[torch.randperm(len(lengths), generator=generator)[::2]] = LENGTH
-    outside = torch.arange(LENGTH) >= lengths.view(-1, *[1] * (text.ids.ndim - 1))
-    outside = outside.expand_as(text.ids)
+    """Samples of several lengths: each ends as before, with padding and no labels after its end."""
+    lengths = torch.randint(SHORTEST, LENGTH + 1, (len(text.ids),), generator=generator)
+    lengths = lengths.view(-1, *[1] * (text.ids.ndim - 1))
+    places = torch.arange(LENGTH).expand_as(text.ids)
+    outside, moved = places >= lengths, (places == lengths - 1) & (text.ids[..., -1:] == EOS)
     answers = {
-        name: value.masked_fill(outside, -100) if name == "labels" and value.shape == outside.shape else value
+        name: value.masked_fill(outside | moved, -100)
+        if name == "labels" and value.shape == places.shape
+        else value
         for name, value in text.answers.items()
     }
-    return Text(text.ids.masked_fill(outside, PAD), answers, text.mask.masked_fill(outside, 0))
+    ids = text.ids.masked_fill(moved, EOS).masked_fill(outside, PAD)
+    return Text(ids, answers, text.mask.masked_fill(outside, 0))
 
 
 def shifted(samples: list[Sample]) -> list[Sample]:

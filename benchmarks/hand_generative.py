@@ -61,7 +61,7 @@ def vae() -> Target:
         (x,) = batch
         found, mean, log_variance = model(x)
         kl = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(-1).mean()
-        return functional.mse_loss(found, x, reduction="none").sum(-1).mean() + 0.1 * kl
+        return functional.mse_loss(found, x, reduction="none").sum(-1).mean() + 0.1 * kl  # type: ignore[no-any-return]
 
     return Target(model, loader(factors()), training_step=step, optimizer=adamw(model))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from groups import adamw
@@ -128,7 +128,12 @@ def two_tasks() -> Target:
         )
 
     generator = torch.Generator().manual_seed(0)
-    data = torch.utils.data.DataLoader(rows, BATCH, shuffle=True, generator=generator)  # type: ignore[arg-type]
+    data: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
+        rows,  # type: ignore[arg-type]
+        BATCH,
+        shuffle=True,
+        generator=generator,
+    )
     return Target(model, data, training_step=step, optimizer=adamw(model))
 
 
@@ -149,7 +154,7 @@ class _Recommender(nn.Module):
         nn.init.normal_(self.things.weight, std=0.3)
 
     def forward(self, users: torch.Tensor, things: torch.Tensor) -> torch.Tensor:
-        return (self.users(users) * self.things(things)).sum(-1)
+        return (self.users(users) * self.things(things)).sum(-1)  # type: ignore[no-any-return]
 
 
 def recommender() -> Target:
@@ -168,7 +173,7 @@ def recommender() -> Target:
         return functional.mse_loss(model(batch.users, batch.things), batch.ratings)
 
     order = torch.Generator().manual_seed(0)
-    data = torch.utils.data.DataLoader(
+    data: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
         rows,  # type: ignore[arg-type]
         BATCH,
         shuffle=True,

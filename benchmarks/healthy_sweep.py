@@ -100,7 +100,7 @@ def _line(finding: Any) -> str:
 def _silence() -> None:
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def main() -> int:

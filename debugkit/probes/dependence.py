@@ -166,7 +166,7 @@ class _Look:
             main=material.main,
             tolerance=self._tolerance,
             own=own,
-            reached=is_reached(self._rows, self._picked, count) if own == 0.0 or flat else None,
+            reached=self._is_reached() if own == 0.0 or flat else None,
             mixing=mixing,
             unmixed_because=why,
             span=span,
@@ -290,6 +290,10 @@ class _Look:
         if moved.ndim == 1 and len(moved) == length and self._plan.next_step:
             return moved
         return None
+
+    def _is_reached(self) -> bool | None:
+        changed = with_rows(self._picked, self._plan.changes())
+        return is_reached(self._rows, self._picked, changed, len(self._plan.picks))
 
     def _order(self) -> Order | None:
         plan = self._plan

@@ -122,16 +122,33 @@ def _total(outputs: Any) -> torch.Tensor | None:
     return total
 
 
-def is_reached(rows: SameRows, picked: RootCall, count: int) -> bool | None:
-    """Whether some output is computed from the inputs, as far as gradients flow; ``None`` where they can't tell."""
+def is_reached(rows: SameRows, picked: RootCall, changed: RootCall, count: int) -> bool | None:
+    """Whether some output is computed from what a change of the inputs changes, as far as gradients flow.
 
-    def ask(outputs: Any, starts: list[torch.Tensor]) -> bool | None:
+    Args:
+        rows: runs the calls.
+        picked: a call.
+        changed: the same with other inputs.
+        count: how many rows they have.
+
+    Returns:
+        ``None`` where gradients can't tell.
+    """
+
+    def ask(outputs: Any, starts: list[torch.Tensor]) -> list[tuple[torch.Tensor, bool]]:
         total = _total(outputs)
-        if not starts or total is None:
-            return False if starts else None
-        return any(g is not None for g in torch.autograd.grad(total, starts, allow_unused=True))
+        if total is None or not starts:
+            return [(start.detach(), False) for start in starts]
+        grads = torch.autograd.grad(total, starts, allow_unused=True)
+        return [(start.detach(), grad is not None) for start, grad in zip(starts, grads, strict=True)]
 
-    return rows.differentiate(picked, count, ask)
+    before, after = (rows.differentiate(call, count, ask) for call in (picked, changed))
+    if not before or after is None or len(before) != len(after):
+        return None
+    return any(
+        reached and not torch.equal(one, other)
+        for (one, reached), (other, _) in zip(before, after, strict=True)
+    )
 
 
 def same_from(rows: SameRows, model: torch.nn.Module, picked: RootCall, count: int) -> str | None:

@@ -38,7 +38,8 @@ def pooled_token(
 
     ## Known limits
     Only results that come from a single position are judged; means, maxima and attention over positions are noted,
-    and whether padding takes part in them is told by `padding-invariance`.
+    and whether padding takes part in them is told by `padding-invariance`. A position in the middle of a text is a
+    warning: it may be a marker that is looked up on purpose.
 
     ## References
     - https://github.com/huggingface/transformers/issues/35352
@@ -74,7 +75,7 @@ def pooled_token(
             position=place,
         )
     elif len(unread) == last - place:
-        yield _too_early(row, place, last, len(unread))
+        yield _too_early(target, row, place, last, len(unread))
 
 
 def _pad_pooled(
@@ -90,27 +91,26 @@ def _pad_pooled(
         )
     span = row.call.span
     configured = _configured(target)
+    said = (
+        f"the result is read from position {place}, which is padding: the content of the row is {span.start} to "
+        f"{span.stop - 1}"
+    )
     if configured is not None and row.pad is not None and configured != row.pad:
-        hint = f"set `model.config.pad_token_id = {row.pad}`, the id that the batch is padded with"
+        said += f"; the model takes id {configured} for padding, and the batch is padded with {row.pad}"
+        hint = f"set `model.config.pad_token_id = {row.pad}`"
     elif place == row.call.length - 1:
         hint = "pool the last real position, `hidden[arange, lengths - 1]`, or pad on the left"
     else:
-        hint = "pad on the right, or pool the first real position"
+        hint = "pool a position of the content: its places are where the mask is 1"
     make = warn if effect is None else fail
-    return make(
-        f"the result is read from position {place}, which is padding: the content of the row is {span.start} to "
-        f"{span.stop - 1}",
-        where=f"position {place}",
-        hint=hint,
-        position=place,
-    )
+    return make(said, where=f"position {place}", hint=hint, position=place)
 
 
-def _too_early(row: SequenceRow, place: int, last: int, unread: int) -> Finding:
+def _too_early(target: Target, row: SequenceRow, place: int, last: int, unread: int) -> Finding:
     """A position that sees none of what comes after it."""
     ids = row.call.ids
-    ends = None if ids is None else set(ids[place + 1 : last + 1].tolist())
-    if ends is not None and len(ends) == 1 and (ends == {row.pad} or unread == 1):
+    ends = set() if ids is None else set(ids[place + 1 : last + 1].tolist())
+    if len(ends) == 1 and ends <= {row.pad, _configured(target)}:
         return warn(
             f"the result is read from position {place}, before the end of the text at {last} (id {ends.pop()}): the "
             "last token is taken for padding",
@@ -119,9 +119,15 @@ def _too_early(row: SequenceRow, place: int, last: int, unread: int) -> Finding:
             "`model.config.pad_token_id` to it",
             position=place,
         )
-    return fail(
+    said = (
         f"the result is read from position {place}, and {unread} of the {int(row.call.content.sum())} tokens come after "
-        "it, where it can't see them",
+        "it, where it can't see them"
+    )
+    if len(ends) == 1 and unread > 1:
+        return note(f"{said}; they are all the same, as padding is", position=place)
+    make = fail if place == row.call.span.start else warn
+    return make(
+        said,
         where=f"position {place}",
         hint="pool the last real position: this model reads from left to right",
         position=place,

@@ -72,14 +72,13 @@ class SequenceRow:
             raise Unavailable("the training step calls parts of the model, never the model as a whole")
         if passes is None or passes.gap > passes.tolerance:
             raise Unavailable("two passes in eval mode differ, so that no effect of padding can be told")
-        pad = None if ids is None else ids.pad
         rows, number = _rows(target, sandbox, batches, step.root_call, ids)
         for labels in (False, True):
             with sandbox.probe():
                 target.model.eval()
                 try:
                     with Program(target).precision():
-                        return _run(target, rows.row(number, labels), pad)
+                        return _run(target, rows.row(number, labels), rows.pad)
                 except Exception:  # without labels, or with a single row, a model may refuse in any way
                     continue
         raise Unavailable("the model does not run on one row of the batch alone")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from debugkit.data.batch import LABEL_KEYS, map_tensors, tensors
+from debugkit.tokens.id_padding import padding_of
 from debugkit.tokens.row_call import RowCall, is_binary
 
 _TELLING = 8
@@ -46,6 +47,7 @@ class CallRows:
         args: positional arguments.
         kwargs: named ones.
         path: where the sequences are.
+        pad: the id of padding, given or told from the rows; ``None`` where there is none.
         sequences: ``[rows, length]`` ids or ``[rows, length, features]``.
         content: bool ``[rows, length]``: what is no padding.
         marked: see :class:`RowCall`.
@@ -55,6 +57,7 @@ class CallRows:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     path: str
+    pad: int | None
     sequences: torch.Tensor
     content: torch.Tensor
     marked: str | None
@@ -70,12 +73,14 @@ class CallRows:
             model: the model.
             args: positional arguments.
             kwargs: named ones.
-            pad: the id of padding, where known.
+            pad: the id of padding, where known; else it is told from the rows.
         """
         named = {path: t for path, t in _named(model, args, kwargs) if t.layout is torch.strided}
         ids = _ids(named)
         if ids is not None:
             path, values = ids
+            if pad is None:
+                pad, _ = padding_of([*values.detach().cpu().numpy()], [], None)
             content = _without(values, pad)
             mark = _mask(named, path, content) or _lengths(named, content)
         else:
@@ -94,7 +99,7 @@ class CallRows:
         square = any(t.shape == content.shape and name not in (path, marked) for name, t in named.items())
         if length < 2 or (rows == length and square):
             return None
-        return CallRows(args, kwargs, path, values, content, marked, inverted)
+        return CallRows(args, kwargs, path, pad, values, content, marked, inverted)
 
     def most_padded(self) -> int | None:
         """The row with the most padding of those with eight positions of content, or with the most content.

@@ -72,23 +72,37 @@ def find_leak(model: torch.nn.Module, padded: RowCall, alone: RowCall, tolerance
     if [call.name for call in first] != [call.name for call in second]:
         return None
     length, span, after, local = padded.length, padded.span, "", False
+    states: dict[str, tuple[torch.Tensor, str]] = {}
     for mine, other in zip(first, second, strict=True):
         local |= any(op.startswith(_LOCAL) for op in mine.ops)
         if _differ(mine.inputs, other.inputs, length, span, tolerance):
+            for name, (state, before) in states.items():
+                if any(bool(torch.isin(given, state).all()) for given in mine.inputs):
+                    return _leak(model, name, before, local)
             continue
         if not _differ(mine.outputs, other.outputs, length, span, tolerance):
             after = mine.name or after
             continue
-        module = model.get_submodule(mine.name)
-        return Leak(
-            module=mine.name,
-            kind=type(module).__name__,
-            after=after,
-            own=_is_own(model, mine.name),
-            local=local,
-            recurrent=isinstance(module, torch.nn.RNNBase | torch.nn.RNNCellBase),
-        )
+        recurrent = isinstance(model.get_submodule(mine.name), torch.nn.RNNBase)
+        if recurrent and not _differ(mine.outputs[:1], other.outputs[:1], length, span, tolerance):
+            # the outputs agree, and only the last state is behind the padding: does something use it?
+            states[mine.name] = (torch.cat([t.flatten() for t in mine.outputs[1:]]), after)
+            after = mine.name
+            continue
+        return _leak(model, mine.name, after, local)
     return None
+
+
+def _leak(model: torch.nn.Module, name: str, after: str, local: bool) -> Leak:
+    module = model.get_submodule(name)
+    return Leak(
+        module=name,
+        kind=type(module).__name__,
+        after=after,
+        own=_is_own(model, name),
+        local=local,
+        recurrent=isinstance(module, torch.nn.RNNBase | torch.nn.RNNCellBase),
+    )
 
 
 def _record(model: torch.nn.Module, call: RowCall) -> list[_Call]:

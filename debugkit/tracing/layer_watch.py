@@ -73,6 +73,8 @@ class LayerWatch:
         self._dropouts: list[Dropout] = []
         self._dropped: Any = torch.utils.weak.WeakIdKeyDictionary()
         self._affine = True
+        self._module: str | None = None
+        self._whole = False
         self._edges: list[tuple[str, str]] = []
 
     def before(self, func: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -93,8 +95,6 @@ class LayerWatch:
             rate = self._dropouts[dropout].rate if dropout is not None else 0.0
             self._norms.see(func, name, args, kwargs, flows[0], direct, rate, self._module)
         return given, flows
-
-    _module: str | None = None
 
     def after(
         self,
@@ -128,9 +128,10 @@ class LayerWatch:
             rate = float(bound(func, args, kwargs).get("p", 0.5))
             self._dropouts.append(Dropout(rate, self._module, user_location(), on_outputs=False))
 
-    def at(self, module: str | None) -> None:
-        """The module whose forward is running."""
-        self._module = module
+    def at(self, stack: list[str]) -> None:
+        """The modules whose forwards are running, outermost first."""
+        self._module = stack[-1] if stack else None
+        self._whole = bool(stack) and not stack[0]
 
     def see_loss(self, prediction: Any) -> None:
         """A loss function was given a prediction."""
@@ -164,7 +165,7 @@ class LayerWatch:
         weight, data = flows[place], flows[1 - place]
         key = weight.parameter or f"{self._module}:{name}"
         depth = data.depth
-        self._affine = self._affine and depth != NONLINEAR
+        self._affine = self._affine and self._whole and depth != NONLINEAR
         self._edges += [(before, key) for before in data.layers if depth != NONLINEAR]
         axis = -3 if name.endswith("2d") else -4 if name.endswith("3d") else -2 if name.endswith("1d") else -1
         self._flow.layer(result, NONLINEAR if depth == NONLINEAR else depth + 1, key, axis, name)

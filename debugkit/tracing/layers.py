@@ -130,6 +130,8 @@ class Dropout:
 class Collapse:
     """Weighted layers in series with nothing but affine functions between, in a model that has no others.
 
+    All of them run while the model is called as a whole: what a step makes of parts is its own matter.
+
     Attributes:
         layers: names of the weights in series.
         narrow: whether some layer between is narrower than what is before and after it, so that the product has a

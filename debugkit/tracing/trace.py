@@ -116,7 +116,7 @@ class Recorder(TorchFunctionMode):
         """Call a function under the eyes of the layer watch, where there is one."""
         if self._layers is None:
             return func(*args, **kwargs)
-        self._layers.at(self.module)
+        self._layers.at(self.stack)
         seen = self._layers.before(func, name, args, kwargs)
         result = func(*args, **kwargs)
         self._layers.after(func, name, args, kwargs, result, seen)

@@ -111,7 +111,8 @@ def _permutes(target: Target, dependence: Dependence) -> bool:
 
 def _puts_prompt_before(span: Span, target: Target, step: TrainingStep) -> bool:
     """Whether a model that is not configured as a decoder computes on longer rows than it is given."""
-    if getattr(getattr(target.model, "config", None), "is_decoder", False):
+    config = getattr(target.model, "config", None)
+    if getattr(config, "is_decoder", False) and hasattr(type(config), "is_decoder"):
         return False
     width = step.module_shapes.get(span.touch or "", ())[-1:]
     return (

@@ -127,7 +127,7 @@ class Material:
             if moved:
                 best.append((moved, changed))
         if not best:
-            return self._turned(own, places, row, path)[None]
+            return self._turned(own, places, row, path, turn)[None]
         best.sort(key=lambda pair: -pair[0])
         return best[turn % len(best)][1][None]
 
@@ -143,13 +143,18 @@ class Material:
         order[places] = places.flip(0)
         return order if bool((ids[order] != ids).any()) else None
 
-    def _turned(self, own: torch.Tensor, places: torch.Tensor, row: int, path: str) -> torch.Tensor:
-        """The same values in another order, where no other row has different ones."""
+    def _turned(
+        self, own: torch.Tensor, places: torch.Tensor, row: int, path: str, turn: int
+    ) -> torch.Tensor:
+        """Values from the other half of the same row, where no other row has different ones."""
+        source = torch.ones_like(places)
         if self.content is not None and path == self.main:
-            places = places & self.content[row]
-        where = places.nonzero().flatten().to(own.device)
+            source = self.content[row]
+        where, given = (places & source).nonzero().flatten(), source.nonzero().flatten()
         changed = own.clone()
-        changed[where] = own[where.roll(1)]
+        if len(given):
+            rank = torch.searchsorted(given, where) + len(given) // 2 + turn
+            changed[where.to(own.device)] = own[given[rank % len(given)].to(own.device)]
         return changed
 
 

@@ -15,7 +15,7 @@ from debugkit.probes.reinitialised import FEWEST_UNITS, Reinitialised, is_in_dou
 from debugkit.probes.training_step import TrainingStep
 from debugkit.testing import blobs, mlp
 from debugkit.tracing.layers import Activation, Layer, Layers
-from debugkit.weights.freshness import model_is_fresh
+from debugkit.weights.freshness import is_untouched
 
 _CLEAR_MARGIN = 2.0
 _FEWEST_VALUES = 64
@@ -118,7 +118,7 @@ def _dying(target: Target, layers: Layers, fresh: Reinitialised | None) -> Itera
     doubtful = [one for one in layers.activations if is_in_doubt(one) and not _is_dead(one)]
     if not doubtful or fresh is None:
         return
-    is_fresh = model_is_fresh(target.model)
+    is_fresh = is_untouched(target.model)
     for one in doubtful:
         usual = fresh.dead.get((one.layer, one.op))
         worse = usual is not None and 1 - one.dead_share < (1 - usual) / 2
@@ -147,7 +147,7 @@ def _saturated(
         and one.samples * one.units >= _FEWEST_VALUES
         and one.layer in layers.hidden
     ]
-    if not over or not model_is_fresh(target.model):
+    if not over or not is_untouched(target.model):
         return
     parameters = dict(target.model.named_parameters())
     for one in over:
@@ -188,7 +188,7 @@ def _growth(target: Target, layers: Layers, scales: InitialScales | None, limit:
     top = max(layers.layers.values(), key=lambda one: one.input_rms)
     if not 0 < first.input_rms * limit < top.input_rms < math.inf:
         return
-    if (scales is not None and scales.off) or not model_is_fresh(target.model):
+    if (scales is not None and scales.off) or not is_untouched(target.model):
         return
     yield warn(
         f"values grow {top.input_rms / first.input_rms:.2g} times on the way from `{first.name}` to `{top.name}`, "

@@ -69,7 +69,7 @@ def padding_invariance(
         return
     amount = f"{effect.difference:.2g} standard deviations"
     reported = owned_by_padding(trials)
-    if reported is None and row.one_for_all and _is_pad_pooled(row):
+    if reported is None and row.one_for_all and _is_pad_pooled(row) and not row.decodes:
         reported = "a position of padding that is pooled (see `pooled-token`)"
     if reported is None and maps is not None and maps.own and (layer := maps.on_pads) is not None:
         reported = f"the attention of `{layer.name}` (see `attention-patterns`)"

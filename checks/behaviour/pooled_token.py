@@ -58,6 +58,9 @@ def pooled_token(
         )
         return
     (place,) = row.pooled
+    if row.decodes:
+        yield note(f"the result is read from position {place} of what the decoder reads", position=place)
+        return
     if not bool(content[place]):
         yield _pad_pooled(target, row, effect, trials, place)
         return

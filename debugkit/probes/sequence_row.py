@@ -39,6 +39,7 @@ class SequenceRow:
         reads: the positions of the sequence that it depends on.
         mixes: whether the last real position depends on others, where the result depends on one alone.
         maps: attention weights ``[..., length, length]`` among what modules give, by dotted name.
+        decodes: whether a decoder reads a sequence of its own, so that its positions are others.
         pad: the id of padding, where known.
         tolerance: the difference between outputs, relative to their spread, that rounding may explain.
     """
@@ -51,6 +52,7 @@ class SequenceRow:
     reads: tuple[int, ...]
     mixes: bool
     maps: dict[str, torch.Tensor] = field(repr=False)
+    decodes: bool
     pad: int | None
     tolerance: float
 
@@ -129,6 +131,7 @@ def _run(target: Target, call: RowCall, pad: int | None) -> SequenceRow:
         reads=reads,
         mixes=mixes,
         maps={**watch.maps, **{path: t.detach() for path, t in found.items()}},
+        decodes=bool(getattr(getattr(target.model, "config", None), "is_encoder_decoder", False)),
         pad=pad,
         tolerance=5e-2 if half or target.autocast_dtype is not None else 1e-3,
     )
@@ -163,7 +166,6 @@ def _watching(model: torch.nn.Module, length: int) -> Iterator[_Watch]:
                         watch.hidden.append(output)
                         return output
                     watch.hidden.append(tensor)
-                    break
             return None
 
         return keep

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import auto_text
 import torch
 from auto_heads import HEADS, Head, model_class, models
-from auto_sizes import MEDIA_VARIANTS, VARIANTS, shrink
+from auto_sizes import MEDIA_VARIANTS, UNFIT, VARIANTS, shrink
 from auto_text import Sample
 from groups import adamw
 
@@ -34,6 +34,8 @@ def build(architecture: str, head: str) -> tuple[torch.nn.Module, list[Sample]]:
     Raises:
         Exception: what the architecture raises with the first variant, when it can't be built small.
     """
+    if architecture in UNFIT:
+        raise ValueError(UNFIT[architecture])
     first: Exception | None = None
     for variant in MEDIA_VARIANTS if HEADS[head].media else VARIANTS:
         try:

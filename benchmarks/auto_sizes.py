@@ -102,6 +102,7 @@ RESIDUAL = {
         "out_features": ["stage2", "stage3", "stage4"],
     },
 }
+UNFIT = {"mra": f"it reads blocks of 32 tokens, and among {LENGTH} attends to none"}
 PARTICULAR: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "reformer": {
@@ -114,7 +115,6 @@ PARTICULAR: dict[str, dict[str, Any]] = {
         "num_buckets": 2,
     },
     "t5": {"decoder_start_token_id": PAD},
-    "xlm": {"causal": True},
     "perceiver": {
         "num_latents": 8,
         "d_latents": 32,
@@ -171,6 +171,10 @@ def shrink(kind: Any, head: str, variant: Mapping[str, Any], *, media: bool = Fa
         for part in _texts(config):
             part.is_decoder = True
             part.use_cache = False
+            if hasattr(part, "causal"):
+                part.causal = True
+    if (decoder := getattr(config, "decoder", None)) is not None and hasattr(decoder, "add_cross_attention"):
+        decoder.is_decoder = decoder.add_cross_attention = True
     for name in ("pad_token_id", "decoder_start_token_id"):
         if not hasattr(config, name):
             setattr(config, name, TOKENS[name])

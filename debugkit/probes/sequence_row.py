@@ -185,12 +185,16 @@ def _sources(main: torch.Tensor, hidden: list[torch.Tensor]) -> tuple[tuple[int,
     asked = [tensor for tensor in (hidden[:1] + hidden[1:][-_LAST:]) if tensor.requires_grad]
     if not main.requires_grad or not asked:
         return (), ()
-    weights = torch.linspace(1.0, 2.0, main.numel(), device=main.device).reshape(main.shape)
-    total = (main.float() * weights).sum()
-    gradients = torch.autograd.grad(total, asked, allow_unused=True, retain_graph=True)
+    gradients = torch.autograd.grad(_weighted(main), asked, allow_unused=True, retain_graph=True)
     found = [_places(gradient) for gradient in gradients if gradient is not None]
     found = [places for places in found if places]
     return (found[-1], found[0]) if found else ((), ())
+
+
+def _weighted(values: torch.Tensor) -> torch.Tensor:
+    """A sum with different weights: a plain one is constant behind a normalisation or a softmax."""
+    weights = torch.linspace(1.0, 2.0, values.numel(), device=values.device)
+    return (values.float().flatten() * weights).sum()
 
 
 def _mixes(hidden: list[torch.Tensor], last: int) -> bool:
@@ -198,7 +202,7 @@ def _mixes(hidden: list[torch.Tensor], last: int) -> bool:
     for tensor in reversed(hidden[1:]):
         if tensor.requires_grad:
             chosen = tensor[0, last] if tensor.shape[0] == 1 else tensor[last, 0]
-            (gradient,) = torch.autograd.grad(chosen.float().sum(), hidden[:1], allow_unused=True)
+            (gradient,) = torch.autograd.grad(_weighted(chosen), hidden[:1], allow_unused=True)
             return gradient is not None and len(_places(gradient)) > 1
     return False
 

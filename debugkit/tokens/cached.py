@@ -66,7 +66,7 @@ def by_generate(model: Any, ids: torch.Tensor, prefix: int, source: torch.Tensor
             eos_token_id=next(number for number in range(len(ahead) + 1) if number not in ahead),
             pad_token_id=0,
         )
-    if len(lengths) < steps or any(length != 1 for length in lengths[1:]):
+    if not any(len(read) >= steps and {1} == set(read[1:]) for read in lengths):
         raise NoCache("generation reads the whole row anew for each token")
     return [
         Pair(prefix - 1 + number, number > 0, _at(full, prefix - 1 + number), other[0])
@@ -121,19 +121,26 @@ class _Chosen:
 
 
 @contextmanager
-def _lengths_of(model: torch.nn.Module, name: str) -> Iterator[list[int]]:
-    """How many tokens each call of the model reads."""
-    lengths: list[int] = []
+def _lengths_of(model: torch.nn.Module, name: str) -> Iterator[list[list[int]]]:
+    """How many tokens each call reads, of the model and of those inside it that generate, as adapters wrap them."""
+    lengths: list[list[int]] = []
+    hooks = []
+    for module in model.modules():
+        if module is not model and not hasattr(module, "prepare_inputs_for_generation"):
+            continue
+        read: list[int] = []
 
-    def keep(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        given = kwargs.get(name, args[0] if args else None)
-        lengths.append(given.shape[-1] if isinstance(given, torch.Tensor) else -1)
+        def keep(_: torch.nn.Module, args: Any, kwargs: dict[str, Any], read: list[int] = read) -> None:
+            given = kwargs.get(name, args[0] if args else None)
+            read.append(given.shape[-1] if isinstance(given, torch.Tensor) else -1)
 
-    hook = model.register_forward_pre_hook(keep, with_kwargs=True)
+        lengths.append(read)
+        hooks.append(module.register_forward_pre_hook(keep, with_kwargs=True))
     try:
         yield lengths
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def _cache_parameter(model: torch.nn.Module) -> tuple[str, dict[str, Any], list[str]]:

@@ -48,7 +48,7 @@ def frozen_parameters(
 
     ## References
     - https://docs.pytorch.org/docs/stable/generated/torch.optim.Optimizer.zero_grad.html
-    - https://discuss.pytorch.org/t/parameters-with-requires-grad-false-are-updated-during-training/90096
+    - https://github.com/KellerJordan/Muon/issues/54
     """
     flags = {name: flag for name, flag in state.requires_grad.items() if flag is False}
     hooked = _frozen_by_hook(moves)

@@ -56,7 +56,7 @@ def out_of_range(
     rehearsal: ScheduleRehearsal,
     traits: OptimizerTraits,
     moves: OptimizerStep | None,
-    highest: float = 0.03,
+    highest: float = 0.05,
     lowest: float = 1e-8,
 ) -> dict[int, Off]:
     """The parameter groups whose highest planned rate is far outside the optimizer's usual range.
@@ -76,7 +76,7 @@ def out_of_range(
         else:
             high, low = size > margin * _STEEP, size < _FLAT / margin
         if seen is not None:
-            high = high and min(seen) > LARGE_UPDATE
+            high = high and min(seen) / max(1.0, traits.early[group]) > LARGE_UPDATE
             low = low and seen[0] < SMALL_UPDATE and (seen[0] > 0 or not moving)
         if high or low:
             found[group] = Off(rate, high, size, None if seen is None else seen[0])

@@ -9,6 +9,7 @@ from itertools import pairwise
 from debugkit.probes.schedule_rehearsal import ScheduleRehearsal
 
 _NEGLIGIBLE = 1e-6
+_NOTHING, _NEAR_NOTHING = 1e-12, 1e-9  # what lies between is passed by a decay by factors
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ class Reading:
         """How often the rate falls from near its peak to next to nothing and comes back without a jump."""
         count, low = 0, False
         for before, rate in pairwise(self.highest):
+            if rate > before + 0.6 * self.peak:
+                return 0
             if low and rate > 0.9 * self.peak:
                 count, low = count + 1, False
             elif rate < 0.05 * self.peak:
                 low = True
-            if low and rate > before + 0.6 * self.peak:
-                return 0
         return count
 
     @property
@@ -99,10 +100,8 @@ def _later_peak(highest: list[float], length: int) -> tuple[float | None, int]:
 def _ends_with_the_run(rehearsal: ScheduleRehearsal, epochs: int) -> bool:
     """Whether a schedule that falls to 0 does so near the last epoch; others may fit a run of any length."""
     highest = [max(row) for row in zip(*rehearsal.curve.rates, strict=True)]
-    peak = max(highest)
-    zero = next(
-        (i for i in range(highest.index(peak), len(highest)) if highest[i] <= _NEGLIGIBLE * peak), None
-    )
+    floor, near = _NOTHING * max(highest), _NEAR_NOTHING * max(highest)
+    zero = next((i for i in range(1, len(highest)) if highest[i] <= floor and highest[i - 1] > near), None)
     if zero is None and rehearsal.curve.refusal is not None:
         zero = len(highest) - 1
     return zero is None or 0.8 * epochs <= zero <= 1.25 * epochs + 1

@@ -34,7 +34,7 @@ def learning_rate(
     highest: Annotated[
         float,
         Field(gt=0, description="size of a step, per weight, above which a normalised optimizer is suspect"),
-    ] = 0.03,
+    ] = 0.05,
     lowest: Annotated[
         float,
         Field(gt=0, description="size of a step, per weight, below which a normalised optimizer is suspect"),
@@ -65,6 +65,7 @@ def learning_rate(
 
     ## References
     - https://arxiv.org/abs/1412.6980
+    - https://github.com/pytorch/pytorch/issues/147437
     - https://docs.pytorch.org/docs/stable/optim.html
     """
     groups = groups_of(target)

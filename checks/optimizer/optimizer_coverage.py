@@ -43,7 +43,7 @@ def optimizer_coverage(
 
     ## References
     - https://docs.pytorch.org/docs/stable/optim.html
-    - https://docs.pytorch.org/tutorials/intermediate/optimizer_step_in_backward_tutorial.html
+    - https://discuss.pytorch.org/t/84911
     """
     findings = [
         *_scheduler(held),

@@ -65,6 +65,7 @@ def precision_loss(
 
     ## References
     - https://arxiv.org/abs/2010.06192
+    - https://github.com/pytorch/ao/pull/1124
     - https://pytorch.org/blog/what-every-user-should-know-about-mixed-precision-training-in-pytorch/
     """
     named = dict(parameters_of(target))

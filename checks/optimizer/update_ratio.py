@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -23,7 +23,7 @@ from ._rates import matrices, median_ratios, out_of_range
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 _TINY_GRADIENT = 1e-2
 _FAINT = 1e-3
-_FAINT_FOR_EPS = 10.0
+_FAR_BELOW = 1e-3
 
 
 @check
@@ -55,7 +55,8 @@ def update_ratio(
     at custom optimizers that skip tensors.
 
     ## Known limits
-    The first step of a momentum or warmed-up optimizer is smaller than later ones. A step counts as too large only if
+    The first step of an optimizer with momentum is smaller than later ones; where it is larger (RMSprop, Adagrad), later
+    ones count. A step counts as too large only if
     it is with gradients clipped to a norm of 1 as well. Where the rate itself is out of range, `learning-rate` says
     so.
 
@@ -71,7 +72,9 @@ def update_ratio(
     off = out_of_range(rehearsal, traits, moves) if traits is not None else {}
     findings = [
         *_unmoved(target, moves, off.keys()),
-        *_sizes(moves, rehearsal, {*off} | _explained(target, moves, traits), highest, lowest),
+        *_sizes(
+            moves, rehearsal, {*off} | _explained(target, moves, traits), _early(traits), highest, lowest
+        ),
     ]
     yield from findings
     if findings:
@@ -90,20 +93,21 @@ def update_ratio(
 
 
 def _unmoved(target: Target, moves: OptimizerStep, off: Collection[int]) -> Iterator[Finding]:
-    groups_given = optimizer_groups(target)
-    alive = [move.gradient or 0.0 for move in moves.moves.values() if move.trainable and move.alive]
-    usual = statistics.median(alive)
+    named = {n: m for n, m in moves.moves.items() if m.trainable and m.alive and not n.startswith("loss_fn.")}
+    usual = statistics.median(move.gradient or 0.0 for move in named.values()) if named else 0.0
+    highest = max(move.rate for move in moves.moves.values())
+    any_moves = any(move.update for move in named.values())
+    unrated = {i for i, group in enumerate(optimizer_groups(target)) if group.get("lr") is None}
     still = [
         name
-        for name, move in moves.moves.items()
-        if move.trainable
-        and not move.update
+        for name, move in named.items()
+        if not move.update
         and move.weight
         and move.dtype not in _LOW_PRECISION
-        and (move.rate or groups_given[move.group].get("lr") is None)
         and move.group not in off
-        and not name.startswith("loss_fn.")
-        and (move.gradient or 0.0) > max(_FAINT * usual, _FAINT_FOR_EPS * _eps(groups_given[move.group]))
+        and (move.rate or move.group in unrated)
+        and (not move.asked or move.rate < _FAR_BELOW * highest or not any_moves)
+        and (move.gradient or 0.0) > _FAINT * usual
     ]
     if not still:
         return
@@ -121,7 +125,12 @@ def _unmoved(target: Target, moves: OptimizerStep, off: Collection[int]) -> Iter
 
 
 def _sizes(
-    moves: OptimizerStep, rehearsal: ScheduleRehearsal, unjudged: set[int], highest: float, lowest: float
+    moves: OptimizerStep,
+    rehearsal: ScheduleRehearsal,
+    unjudged: set[int],
+    early: float,
+    highest: float,
+    lowest: float,
 ) -> Iterator[Finding]:
     """The groups that share a learning rate, together: a group of one unusual matrix tells little."""
     for rate in dict.fromkeys(rehearsal.peaks):
@@ -134,7 +143,7 @@ def _sizes(
             f"one step changes the matrices by {ratios[0]:.2g} of their size (median of {len(found)}) at a learning rate "
             f"of {rate:.3g}"
         )
-        if min(ratios) > highest:
+        if min(ratios) / early > highest:
             yield warn(
                 f"{told}: it overwrites what they hold",
                 where="optimizer",
@@ -158,9 +167,9 @@ def _asks_for_more(moves: OptimizerStep, found: Sequence[Move]) -> bool:
     return moves.gradient_norm > _TINY_GRADIENT and statistics.median(pulls) > 1e-4
 
 
-def _eps(group: Mapping[str, Any]) -> float:
-    eps = group.get("eps")
-    return float(eps) if isinstance(eps, (int, float)) else 0.0
+def _early(traits: OptimizerTraits | None) -> float:
+    """By how much a first step is larger than later ones."""
+    return max(1.0, *traits.early) if traits is not None else 1.0
 
 
 def _explained(target: Target, moves: OptimizerStep, traits: OptimizerTraits | None) -> set[int]:

@@ -41,6 +41,8 @@ class Move:
         weight: its root mean square.
         gradient: that of its gradient; ``None`` where there is none.
         update: that of its change; in low precision, of the change that the same step makes in single precision.
+        asked: where it does not move at all, the size of the update that the optimizer asks for, which rounds away; 0
+            where it skips the tensor.
         clipped: that of its change with all gradients clipped to a norm of 1 together.
         finite: whether its values are finite after the step.
         wanted: in low precision, how many values the same step moves in single precision.
@@ -56,6 +58,7 @@ class Move:
     weight: float
     gradient: float | None
     update: float
+    asked: float
     clipped: float
     finite: bool
     wanted: int = 0
@@ -159,10 +162,12 @@ class _Measure:
         if before.dtype in _LOW:
             start, slope = before.float(), _single(gradient)
             exact = self._stepper.step(group, start, slope, of=parameter)
-            asked = exact != start
-            wanted = int(asked.sum())
-            lost = int((asked & (after == before)).sum())
-        clipped = update = _rms(exact - start)
+            wants = exact != start
+            wanted = int(wants.sum())
+            lost = int((wants & (after == before)).sum())
+        clipped = asked = update = _rms(exact - start)
+        if slope is not None and not update:
+            asked = _rms(self._stepper.step(group, torch.zeros_like(start), slope, of=parameter))
         if slope is not None and self._scale < 1 and update:
             clipped = _rms(self._stepper.step(group, start, slope * self._scale, of=parameter) - start)
         return Move(
@@ -175,6 +180,7 @@ class _Measure:
             weight=_rms(before),
             gradient=None if gradient is None else _rms(gradient),
             update=update,
+            asked=asked,
             clipped=clipped,
             finite=bool(torch.isfinite(after).all()),
             wanted=wanted,

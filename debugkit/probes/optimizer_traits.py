@@ -20,6 +20,8 @@ from debugkit.trials.trial import RefusedError
 
 Scaling = Literal["normalised", "proportional", "other"]
 
+_Tried = tuple[Scaling, float, float, str]
+
 _SIDE = 16
 _SPREAD = 0.05
 _RATE = 1e-4
@@ -36,6 +38,7 @@ class OptimizerTraits:
         scaling: per parameter group, ``normalised`` where the size of a step does not follow that of the gradient (Adam, Lion, Muon),
             ``proportional`` where it does (SGD), ``other`` where neither holds or it adapts its own rate.
         size: per group, the size of a step after many equal gradients of size 1, over the learning rate.
+        early: per group, the size of its first step over that of a later one: above 1 for RMSprop and Adagrad.
         couples_decay: per group, whether weight decay goes through the normalisation with the gradient, as L2 in Adam.
         decouples_decay: per group, whether weight decay shrinks the weights beside the gradient, as in AdamW.
     """
@@ -44,6 +47,7 @@ class OptimizerTraits:
     name: str
     scaling: tuple[Scaling, ...]
     size: tuple[float, ...]
+    early: tuple[float, ...]
     couples_decay: tuple[bool, ...]
     decouples_decay: tuple[bool, ...]
 
@@ -55,7 +59,7 @@ class OptimizerTraits:
             Unavailable: there is no optimizer, or it can't be stepped without the model.
         """
         groups = groups_of(target)
-        found: dict[str, tuple[Scaling, float, str]] = {}
+        found: dict[str, _Tried] = {}
         keys = [_settings(group) for group in groups]
         try:
             with sandbox.probe():
@@ -68,10 +72,11 @@ class OptimizerTraits:
         tried = [found[key] for key in keys]
         return OptimizerTraits(
             type(unwrap(target.optimizer)).__name__,
-            tuple(scaling for scaling, _, _ in tried),
-            tuple(size for _, size, _ in tried),
-            tuple(scaling == "normalised" and decay == "through" for scaling, _, decay in tried),
-            tuple(scaling == "normalised" and decay == "beside" for scaling, _, decay in tried),
+            tuple(scaling for scaling, _, _, _ in tried),
+            tuple(size for _, size, _, _ in tried),
+            tuple(first / size if size else 1.0 for _, size, first, _ in tried),
+            tuple(scaling == "normalised" and decay == "through" for scaling, _, _, decay in tried),
+            tuple(scaling == "normalised" and decay == "beside" for scaling, _, _, decay in tried),
         )
 
 
@@ -80,22 +85,24 @@ def _settings(group: Mapping[str, Any]) -> str:
     return repr(sorted(kept.items())) + str(group.get("lr") is None)
 
 
-def _try(stepper: Stepper, index: int, group: Mapping[str, Any]) -> tuple[Scaling, float, str]:
+def _try(stepper: Stepper, index: int, group: Mapping[str, Any]) -> _Tried:
     device = next((p.device for p in group["params"] if not p.is_meta), torch.device("cpu"))
-    scaling, size = _scaling(stepper, index, device, group.get("lr") is not None)
-    return scaling, size, _decay(stepper, index, device, float(group.get("weight_decay") or 0.0))
+    scaling, size, first = _scaling(stepper, index, device, group.get("lr") is not None)
+    return scaling, size, first, _decay(stepper, index, device, float(group.get("weight_decay") or 0.0))
 
 
-def _scaling(stepper: Stepper, group: int, device: torch.device, has_rate: bool) -> tuple[Scaling, float]:
+def _scaling(
+    stepper: Stepper, group: int, device: torch.device, has_rate: bool
+) -> tuple[Scaling, float, float]:
     weights, gradient = _matrices(device)
     first = _rms(stepper.step(group, weights, gradient, weight_decay=0.0) - weights) / _RATE
     size, louder = (_last_move(stepper, group, scale * gradient, 0.0) for scale in (1.0, _LOUDER))
     if not has_rate or not (0 < first < math.inf and 1e-3 < size / first < 1e3):
-        return "other", size
+        return "other", size, first
     growth = louder / size
     if 0.5 < growth < 2:
-        return "normalised", size
-    return ("proportional" if 0.5 * _LOUDER < growth < 2 * _LOUDER else "other"), size
+        return "normalised", size, first
+    return ("proportional" if 0.5 * _LOUDER < growth < 2 * _LOUDER else "other"), size, first
 
 
 def _decay(

@@ -134,7 +134,7 @@ def temperature_of_the_loss_is_not_trained(broken: bool) -> Target:
     return target(model, blobs(), torch.optim.AdamW(held, lr=1e-3), loss=loss)
 
 
-@pair("optimizer-coverage", source="https://github.com/pytorch/pytorch/issues/22757", where="twice")
+@pair("optimizer-coverage", source=OPTIM, where="twice")
 def copy_of_the_model_tied_by_its_data(broken: bool) -> Target:
     class Pair(nn.Module):
         def __init__(self) -> None:
@@ -179,7 +179,7 @@ def eps_larger_than_the_gradients(broken: bool) -> Target:
     return target(model, sentences(), optimizer)
 
 
-@pair("learning-rate", source="https://github.com/pytorch/pytorch/issues/26218", where="eps")
+@pair("learning-rate", source="https://github.com/pytorch/pytorch/issues/147437", where="eps")
 def adam_in_pure_half_precision(broken: bool) -> Target:
     def step(model, batch):
         x, y = batch

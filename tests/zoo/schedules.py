@@ -69,7 +69,11 @@ def linear_decay_below_zero(broken: bool) -> Target:
     return scheduled(lambda o: lr_scheduler.LambdaLR(o, factor), 400)
 
 
-@pair("schedule", source="https://github.com/pytorch/pytorch/issues/33229", where="raises")
+@pair(
+    "schedule",
+    source="https://docs.pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.OneCycleLR.html",
+    where="raises",
+)
 def one_cycle_shorter_than_the_run(broken: bool) -> Target:
     total = 60 if broken else 400
     return scheduled(

@@ -12,13 +12,14 @@ from debugkit import Target
 from debugkit.testing import blobs, mlp
 
 from . import pair
-from .optimizers import Convolutions, Words, pictures, sentences
+from .optimizers import HUMBATOVA, Convolutions, Words, pictures, sentences
 
 UPDATE = "https://cs231n.github.io/neural-networks-3/#ratio"
 ZERO_GRAD = "https://docs.pytorch.org/docs/stable/generated/torch.optim.Optimizer.zero_grad.html"
-FROZEN = "https://discuss.pytorch.org/t/parameters-with-requires-grad-false-are-updated-during-training/90096"
-BFLOAT16 = "https://arxiv.org/abs/2010.06192"
-DPO = "https://github.com/huggingface/trl/issues/872"
+FROZEN = "https://github.com/facebookresearch/fairseq/issues/4702"
+BFLOAT16 = "https://github.com/pytorch/ao/pull/1124"
+MUON = "https://github.com/KellerJordan/Muon/issues/54"
+DPO = "https://github.com/huggingface/trl/issues/1104"
 
 
 @pair("update-ratio", source="https://arxiv.org/abs/1801.06146", where="words")
@@ -47,7 +48,7 @@ class Skipping(torch.optim.Optimizer):
                     parameter -= group["lr"] * parameter.grad
 
 
-@pair("update-ratio", source="https://github.com/KellerJordan/Muon/issues", where="features")
+@pair("update-ratio", source=MUON, where="features")
 def own_optimizer_that_skips_convolutions(broken: bool) -> Target:
     model = Convolutions()
     optimizer = Skipping(model.parameters(), 0.1, 2 if broken else 4)
@@ -82,7 +83,7 @@ def fine_tuned_in_pure_bfloat16(broken: bool) -> Target:
     return Target(model, blobs(), training_step=in_own_precision, optimizer=optimizer)
 
 
-@pair("precision-loss", source="https://github.com/huggingface/transformers/issues/23165", where="float16")
+@pair("precision-loss", source="https://github.com/pytorch/pytorch/issues/120376", where="float16")
 def fine_tuned_in_pure_float16(broken: bool) -> Target:
     model = Convolutions()
     model = model.half() if broken else model
@@ -142,6 +143,32 @@ def momentum_moves_what_was_frozen(broken: bool) -> Target:
     return frozen_after_a_step(to_none=not broken)
 
 
+class Decaying(torch.optim.Optimizer):
+    """Descent along the sign, which decays every tensor, or only those with a gradient."""
+
+    def __init__(self, params, lr: float, weight_decay: float, every: bool) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self.every = every
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None and not self.every:
+                    continue
+                parameter *= 1 - group["lr"] * group["weight_decay"]
+                if parameter.grad is not None:
+                    parameter -= group["lr"] * parameter.grad.sign()
+
+
+@pair("frozen-parameters", source=MUON, where="without a gradient")
+def own_optimizer_that_decays_everything(broken: bool) -> Target:
+    model = Words()
+    model.hidden.requires_grad_(False)
+    optimizer = Decaying(model.parameters(), 1e-3, 0.01, every=broken)
+    return Target(model, sentences(), nn.CrossEntropyLoss(), optimizer=optimizer)
+
+
 @pair("frozen-parameters", source=ZERO_GRAD, where="hook")
 def frozen_by_a_mask_under_decay(broken: bool) -> Target:
     model = Words()
@@ -171,7 +198,7 @@ def reference_model_that_is_the_policy(broken: bool) -> Target:
     return Target(model, blobs(), nn.CrossEntropyLoss(), optimizer=optimizer)
 
 
-@pair("frozen-parameters", source="https://github.com/pytorch/pytorch/issues/44792", where="max_norm")
+@pair("frozen-parameters", source="https://github.com/pytorch/pytorch/pull/45595", where="max_norm")
 def frozen_table_that_renormalises_itself(broken: bool) -> Target:
     model = Words()
     torch.nn.init.normal_(model.words.weight, std=1.0, generator=torch.Generator().manual_seed(0))
@@ -189,7 +216,7 @@ def frozen_table_that_renormalises_itself(broken: bool) -> Target:
 @pair(
     "frozen-parameters",
     level="warn",
-    source="https://github.com/huggingface/transformers/issues/1431",
+    source=HUMBATOVA,
     where="bias",
 )
 def filter_on_a_name_that_no_head_has(broken: bool) -> Target:

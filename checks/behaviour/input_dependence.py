@@ -69,7 +69,7 @@ def _nothing(dependence: Dependence) -> Finding:
 
 def _keys(target: Target, dependence: Dependence) -> Iterator[Finding]:
     for name, effect in dependence.effects.items():
-        if not effect.constant:
+        if not effect.constant or (dependence.own or 0.0) <= dependence.tolerance:
             continue
         if effect.mask:
             yield note(

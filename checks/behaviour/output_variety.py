@@ -11,10 +11,12 @@ from torch import nn
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
 from debugkit.probes.dependence import Dependence
 from debugkit.testing import blobs
+from debugkit.weights.freshness import model_is_fresh
 
 
 @check
 def output_variety(
+    target: Target,
     dependence: Dependence,
     *,
     min_variety: Annotated[
@@ -42,13 +44,17 @@ def output_variety(
     and biases before activations that saturate.
 
     ## Known limits
-    Outputs that are not computed from the inputs at all are the business of `input-dependence`.
+    Outputs that fade with depth in a model that is not trained yet, but differ in double precision, are told in a note.
+    Layers that keep running statistics use those of the rows where outputs look the same with the kept ones. Outputs
+    that are not computed from the inputs at all are the business of `input-dependence`.
 
     ## References
     - https://stackoverflow.com/questions/33969059
     """
     if dependence.variety is None:
-        raise Unavailable("the rows of the batch are the same, or there is only one")
+        raise Unavailable(
+            "the rows of the batch are the same, or there is only one, or they could not be compared"
+        )
     if dependence.variety == 0.0 and not dependence.reached:
         yield note("all outputs are the same, and not computed from the inputs (see `input-dependence`)")
     elif dependence.variety == 0.0:
@@ -61,7 +67,7 @@ def output_variety(
             hint="look for a softmax or a normalisation over a single value, or units that are all dead or saturated",
             samples=dependence.samples,
         )
-    elif dependence.variety < min_variety:
+    elif dependence.variety < min_variety and not model_is_fresh(target.model):
         yield warn(
             f"outputs of {dependence.samples} different rows of `{dependence.main}` differ by at most "
             f"{dependence.variety:.2g} of their size, which is about what rounding does",

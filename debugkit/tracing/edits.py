@@ -12,6 +12,7 @@ from debugkit.tracing.root_call import RootCall, is_label
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
 _NO_IDS = ("mask", "pos", "type", "segment")
 _SHARED = 0.3
+_FEWEST_TOKENS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,7 @@ class Material:
             p: t for p, t in call.inputs(rows).items() if t.layout is torch.strided and not t.is_complex()
         }
         tokens = [path for path, tensor in inputs.items() if _may_be_ids(path, tensor)]
+        tokens = [path for path in tokens if rows == 1 or _differs(inputs[path])] or tokens
         same = [path for path in tokens if known is not None and inputs[path].shape[1] == known.shape[1]]
         tokens.sort(
             key=lambda path: (path not in same, path.rpartition(".")[2] != "input_ids", "decoder" in path)
@@ -162,7 +164,7 @@ def _may_be_ids(path: str, tensor: torch.Tensor) -> bool:
     last = path.rpartition(".")[2]
     if (
         tensor.ndim != 2
-        or tensor.shape[1] < 2
+        or tensor.shape[1] < _FEWEST_TOKENS
         or tensor.dtype not in _WHOLE
         or any(no in last for no in _NO_IDS)
     ):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from debugkit.data.batch import named, size, split, tensors
+from debugkit.data.batch import split
 from debugkit.data.documents import documents
 from debugkit.errors import Unavailable
 from debugkit.tracing.edits import Material
-from debugkit.tracing.root_call import RootCall, is_label
+from debugkit.tracing.root_call import RootCall
+from debugkit.tracing.row_axis import knows_axis, row_count, unaligned_input
 
 _MOST_ROWS = 8
 _FEW_ROWS = 4
@@ -126,14 +126,14 @@ def plan_rows(
     Raises:
         Unavailable: there is nothing to change.
     """
-    count = _count(call, batch)
+    count = row_count(call, batch)
     known = asked.ids if asked is not None and not asked.decoder else None
     material = Material.of(call, count, known)
     if material is None:
         raise Unavailable("the model's call holds no tensor with a row for each sample")
     found = None if not material.tokens else documents(call.tensors, count, material.values.shape[1])
     packed = [] if found is None else (found[0].amax(1) > 0).nonzero().flatten().tolist()
-    unaligned = _unaligned(call, material)
+    unaligned = unaligned_input(call, material)
     whole |= unaligned is not None
     first = 0 if whole else _first_row(material, packed, asked)
     keys = [] if count < 2 else material.others()
@@ -170,22 +170,8 @@ def plan_rows(
         next_step=next_step,
         unaligned=unaligned,
         whole=whole,
-        known_axis=_knows_axis(call, material, batch, loader_rows),
+        known_axis=knows_axis(call, material, batch, loader_rows),
     )
-
-
-def _count(call: RootCall, batch: Any) -> int:
-    sizes = Counter(
-        len(tensor)
-        for path, tensor in call.tensors.items()
-        if tensor.ndim and tensor.numel() and not is_label(path)
-    )
-    if not sizes:
-        raise Unavailable("the model is called without tensors")
-    given = size(batch)
-    if given is not None and given in sizes:
-        return given
-    return sizes.most_common(1)[0][0]
 
 
 def _stays(material: Material, path: str, row: int) -> bool:
@@ -282,34 +268,3 @@ def _is_next(material: Material, batch: Any) -> bool:
     given = given.detach().to(labels.device)
     moves = bool((given[:, 1:] != given[:, :-1]).any()) and not torch.equal(labels, given)
     return moves and torch.equal(labels[:, :-1], given[:, 1:])
-
-
-def _unaligned(call: RootCall, material: Material) -> str | None:
-    """An input with neither an entry for each row nor one for all of them."""
-    length = material.values.shape[1] if material.values.ndim > 1 else None
-    for path, tensor in call.tensors.items():
-        if tensor.ndim == 0 or tensor.numel() <= 1 or is_label(path):
-            continue
-        if tensor.layout is not torch.strided:
-            return path
-        square = (
-            material.rows > 1 and tensor.shape[:2] == (material.rows, material.rows) and path != material.main
-        )
-        if square and tensor.ndim == 2 and length != material.rows:
-            return path
-        shared = len(tensor) == 1 or len(tensor) == length or tensor.shape[-2:] == (length, length)
-        if len(tensor) != material.rows and not shared:
-            return path
-    return None
-
-
-def _knows_axis(call: RootCall, material: Material, batch: Any, loader_rows: int | None) -> bool:
-    """Whether something says that the first dimension is that of the samples."""
-    count, main = material.rows, material.values
-    if any(len(tensor) == count for _, tensor in tensors(batch) if tensor.ndim == 1):
-        return True
-    if main.is_floating_point() and main.ndim != 3:
-        return True
-    if named(batch, "input_ids") is not None or named(batch, "attention_mask") is not None:
-        return True
-    return loader_rows == count and main.ndim > 1 and main.shape[1] != count

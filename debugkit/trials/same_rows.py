@@ -68,13 +68,37 @@ class SameRows:
         kinds = {p.dtype for p in self._target.model.parameters() if p.is_floating_point()}
         return self._target.autocast_dtype in _LOW or any(kind in _LOW for kind in kinds)
 
-    def run(self, call: RootCall, watch: AbstractContextManager[Any] | None = None) -> Any:
-        """The outputs of one call, without a graph; ``watch`` is active while the model runs.
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether some layer normalises by running statistics in eval mode."""
+        return any(True for _ in self._statistics())
+
+    def _statistics(self) -> Iterator[torch.nn.Module]:
+        modules = self._target.model.modules()
+        return (m for m in modules if isinstance(getattr(m, "running_mean", None), torch.Tensor))
+
+    def run(
+        self,
+        call: RootCall,
+        watch: AbstractContextManager[Any] | None = None,
+        *,
+        batch_statistics: bool = False,
+        nudge: bool = True,
+    ) -> Any:
+        """The outputs of one call, without a graph.
+
+        Args:
+            call: the call.
+            watch: active while the model runs.
+            nudge: move parameters away from zero.
+            batch_statistics: normalise by the statistics of these rows, where running ones are kept.
 
         Raises:
             Broken: the model raised.
         """
-        with self._ready() as model:
+        with self._ready(nudge) as model:
+            for module in self._statistics() if batch_statistics else ():
+                module.train()
             return _outputs(model, self._fresh(call), watch, False, Program(self._target))
 
     def differentiate(self, call: RootCall, rows: int, ask: Ask[T]) -> T | None:
@@ -100,11 +124,11 @@ class SameRows:
                 return None
 
     @contextmanager
-    def _ready(self) -> Iterator[torch.nn.Module]:
+    def _ready(self, nudge: bool = True) -> Iterator[torch.nn.Module]:
         with self._sandbox.probe():
             self._target.model.eval()
             with torch.no_grad():
-                for parameter in self._blank:
+                for parameter in self._blank if nudge else ():
                     parameter.normal_(0.0, 0.02)
             yield self._target.model
 

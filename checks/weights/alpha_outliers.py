@@ -16,6 +16,7 @@ from debugkit.probes.initial_state import CLEAR_MAJORITY, InitialState
 from debugkit.probes.layer_spectra import LayerSpectra, LayerSpectrum
 from debugkit.probes.stuck_layers import StuckLayers
 from debugkit.testing import blobs
+from debugkit.weights.fresh_blocks import fresh_blocks
 
 _FEWEST_PEERS = 3
 _OUTLIER_PEERS = 6
@@ -63,7 +64,7 @@ def alpha_outliers(
     Alpha alone is no verdict: noise lands between 2 and 6 as often as trained layers do, so alpha under 2 and
     outliers among peers are notes, and so are weak tails in more than a few layers. Matrices with a side under 128 are recognised as untrained only by their
     uniform values (torch's default initialisation), matrices with a side under 32 not at all. NaN and infinity
-    are the matter of `finite-weights`. In the first
+    are the matter of `finite-weights`, whole blocks that look untrained of `pretrained-loaded`. In the first
     hundreds of steps layers leave their initialisation one by one, so nothing is called untrained or weak
     until most layers are far from it. A new layer
     that is about to be trained is a warning only where most layers of the same place in other blocks, one of
@@ -83,7 +84,10 @@ def alpha_outliers(
         yield _summary(spectra, state)
     if state.trained:
         weak = []
+        blocks = [one for one in fresh_blocks(spectra, state) if one.among]
         for layer in judged:
+            if any(one.holds(layer.parameter) for one in blocks):
+                continue
             if state.state(layer) == "initial":
                 yield _untrained(target, layer, state, spectra)
             elif state.state(layer) == "trained" and _weak_tail(layer, max_alpha, min_sigmas):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from debugkit.report import Report, Result
     from debugkit.runner import run
     from debugkit.target import Target
+    from debugkit.watch import watch
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ _HOMES = {
     "note": "finding",
     "run": "runner",
     "warn": "finding",
+    "watch": "watch",
 }
 
 __all__ = [
@@ -56,11 +58,12 @@ __all__ = [
     "note",
     "run",
     "warn",
+    "watch",
 ]
 
 
 class _Package(ModuleType):
-    """Keeps public names such as ``check`` apart from the submodules of the same name."""
+    """Keeps public names such as ``check`` and ``watch`` apart from the modules and packages of the same name."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from debugkit.check import Check
+from debugkit.probes.loop_record import LoopRecord
 from debugkit.registry import Registry
 from debugkit.report import Report, Result
 from debugkit.runner import Run
@@ -55,6 +56,15 @@ def word_tokenizer(words: Sequence[str]) -> Any:
     )
 
 
+def watched(train: Callable[[], object]) -> LoopRecord:
+    """What a watch sees of a loop: an example of a check of the loop family."""
+    from debugkit.watch.session import Watch
+
+    with Watch(config={}, select=(), name=train.__name__) as watch:
+        train()
+    return watch.record
+
+
 @dataclass(frozen=True)
 class ExampleOutcome:
     """What a check said about one of its own examples.
@@ -96,7 +106,7 @@ def run_example(make: Callable[[], object], registry: Registry, select: str = "a
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         target = make()
-        report = Run(target, select=select, config={}, registry=registry).execute()  # type: ignore[arg-type]
+        report = Run(target, select=select, config={}, registry=registry).execute()
     if report.interrupted:
         raise KeyboardInterrupt
     return report

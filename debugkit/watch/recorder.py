@@ -1,0 +1,517 @@
+"""The recorder: puts together what the wrappers in :mod:`debugkit.watch.patches` see."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+import torch
+
+from debugkit.errors import one_line
+from debugkit.probes.loop_record import LoopRecord, Mode, OptimizerLog, QuietCalls, TimeLog
+from debugkit.watch.data_track import DataTrack
+from debugkit.watch.loss_track import Line, LossStream, LossTrack
+from debugkit.watch.names import Names, mode_dependent
+from debugkit.watch.optimizer_track import EARLY_STEPS, OptimizerTrack
+from debugkit.watch.places import line_at_work
+from debugkit.watch.schedule_track import ScheduleTrack, held_by
+from debugkit.watch.side_tracks import ClipTrack, GraphTrack, ScalerTrack, StateTrack
+from debugkit.watch.tensors import all_finite, is_plain, scalar
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+_UNTIMED_STEPS = 3
+_REMEMBERED = 2_000
+
+
+def _seen(method: Method) -> Method:
+    """A watched program never fails because of the watch: what goes wrong in it ends the watch."""
+
+    @wraps(method)
+    def guarded(self: Recorder, *args: Any, **kwargs: Any) -> Any:
+        if self.stopped or self._busy:
+            return None
+        self._busy = True
+        try:
+            with torch.no_grad():
+                return method(self, *args, **kwargs)
+        except Exception as error:
+            self.fault = f"watching ended early: {one_line(error)}"
+            self.stop()
+            return None
+        finally:
+            self._busy = False
+
+    return cast("Method", guarded)
+
+
+class _Model:
+    """An outermost module that is called."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.ref = weakref.ref(module)
+        self.ids = frozenset(map(id, module.parameters()))
+        self.mode_dependent = mode_dependent(module) if self.ids else ()
+        self.optimizers: list[OptimizerTrack] = []
+        self.known = -1
+        self.quiet_train = 0
+        self.quiet_steps: Counter[int] = Counter()
+
+
+class Recorder:
+    """What was seen of a loop so far.
+
+    Attributes:
+        inside: whether a module is at work, so that calls are inner ones.
+        in_backward: whether a backward is at work.
+        stopped: whether nothing more is looked at.
+        fault: why watching ended early.
+        on_step: called after each optimizer step, with the steps of all optimizers.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        self.name = name
+        self.inside = False
+        self.in_backward = False
+        self.in_state_dict = False
+        self.stopped = False
+        self.fault: str | None = None
+        self.error: str | None = None
+        self.finished = False
+        self.on_step: Callable[[int], object] = lambda steps: None
+        self.steps = 0
+        self.backwards = 0
+        self.names = Names()
+        self.optimizers: dict[int, OptimizerTrack] = {}
+        self.losses = LossTrack()
+        self.data = DataTrack()
+        self.last_call: tuple[weakref.ref[torch.nn.Module], Any, Any] | None = None
+        self._busy = False
+        self._models: dict[int, _Model] = {}
+        self._schedulers: list[ScheduleTrack] = []
+        self._clips: dict[Line, ClipTrack] = {}
+        self._scalers: dict[int, ScalerTrack] = {}
+        self._states = StateTrack()
+        self._graphs: dict[tuple[Line, bool], GraphTrack] = {}
+        self._used: set[int] = set()
+        self._reached: list[OptimizerTrack] = []
+        self._tracks: list[OptimizerTrack] = []
+        self._unheld_before: tuple[str, ...] = ()
+        self._scaled = False
+        self._input_grad = False
+        self._grad_enabled = True
+        self._since_step = 0
+        self._widths: deque[int] = deque(maxlen=8)
+        self._clock: float | None = None
+        self._waited = 0.0
+        self._untimed = False
+        self._times = [0, 0.0, 0.0]
+
+    def stop(self) -> None:
+        """Look at nothing more."""
+        self.stopped = self.inside = True
+
+    def listens(self) -> bool:
+        """Whether events count now."""
+        return not (self.stopped or self._busy)
+
+    # Modules
+
+    def outer_call(
+        self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any
+    ) -> Any:
+        """Run an outermost call of a module."""
+        if self._busy or self.in_backward:
+            return original(module, *args, **kwargs)
+        self.inside = True
+        try:
+            output = original(module, *args, **kwargs)
+        finally:
+            self.inside = self.stopped
+        self._called(module, args, kwargs, output, torch.is_grad_enabled())
+        return output
+
+    @_seen
+    def _called(self, module: torch.nn.Module, args: Any, kwargs: Any, output: Any, grad: bool) -> None:
+        model = self._models.get(id(module))
+        if model is None or model.ref() is not module:
+            model = self._models[id(module)] = _Model(module)
+            if model.ids:
+                self.names.learn(module)
+        current = self.data.current
+        graph = _has_graph(output)
+        loss = scalar(output)
+        if current is not None and loss is not None and self.data.evaluates and len(current.losses) < 5_000:
+            current.losses.append(loss.detach())
+        if graph and self.data.evaluates and current is not None and current.model_calls:
+            self._mark(output, loss, evaluation=True)
+        if not model.ids:
+            return
+        if model.known != len(self._tracks):
+            self._connect(model)
+        self.last_call = weakref.ref(module), args, kwargs
+        self._grad_enabled = grad
+        self._input_grad |= any(_has_graph(part) for part in args)
+        mode: Mode = "train" if module.training else "eval"
+        if model.optimizers:
+            if current is not None:
+                current.model_calls[mode, self._grad_enabled] += 1
+                current.graphs += graph
+            self._note_mode(model, mode, graph)
+        if self.steps < EARLY_STEPS and (width := _width(output)) is not None:
+            self._widths.append(width)
+
+    def _note_mode(self, model: _Model, mode: Mode, graph: bool) -> None:
+        for track in model.optimizers:
+            if graph:
+                track.window_modes.add(mode)
+                track.mode_dependent = track.mode_dependent or model.mode_dependent
+            elif not track.evaluated_at or track.evaluated_at[-1] != track.steps:
+                track.evaluated_at.append(track.steps)
+        if not self._grad_enabled and mode == "train":
+            current = self.data.current
+            if current is None or current.data not in self.data.trained:
+                model.quiet_train += 1
+            model.quiet_steps[self.steps] += 1
+
+    def _connect(self, model: _Model) -> None:
+        model.known = len(self._tracks)
+        model.optimizers = [track for track in self._tracks if track.ids & model.ids]
+
+    # Backward
+
+    @_seen
+    def backward_begins(self, tensors: Any, *, accumulates: bool) -> None:
+        """A backward, or a computation of gradients that are returned, begins."""
+        self.data.backward()
+        self.in_backward = True
+        self._reached = []
+        if not accumulates:
+            return
+        self.backwards += 1
+        self._since_step += 1
+        loss, self._scaled = self.losses.original(tensors)
+        line = line_at_work()
+        if loss is not None:
+            self._mark(loss, loss, evaluation=False, line=line)
+            early = self.steps < EARLY_STEPS
+            bad = self.losses.add(loss, line, self.steps, early=early)
+            stream = self.losses.streams[line]
+            if stream.classes is None and len(set(self._widths)) == 1:
+                stream.classes = self._widths[0]
+            if bad is not None:
+                self._blame(bad)
+        for track in self.optimizers.values():
+            track.backward_begins()
+        self._reached = list(self.optimizers.values())
+
+    @_seen
+    def backward_ends(self) -> None:
+        """A backward has ended."""
+        number = None if self._input_grad else self.backwards
+        for track in self._reached:
+            track.backward_ends(number, self._scaled)
+        self._input_grad = False
+        if self._scaled:
+            for scaler in self._scalers.values():
+                scaler.unscaled.clear()
+
+    def _mark(self, output: Any, loss: Any, *, evaluation: bool, line: Line = None) -> None:
+        tensor = loss if loss is not None else output
+        if isinstance(tensor, torch.Tensor) and tensor.grad_fn is not None:
+            line = line or line_at_work()
+            track = self._graphs.setdefault((line, evaluation), GraphTrack(line, evaluation=evaluation))
+            track.mark(tensor)
+
+    def _blame(self, stream: LossStream) -> None:
+        from debugkit.watch.blame import first_bad_module
+
+        module = self.last_call[0]() if self.last_call is not None else None
+        if module is None or self.last_call is None:
+            return
+        stream.weights_were_finite = all_finite(list(module.parameters()))
+        if stream.weights_were_finite:
+            self.inside = True
+            try:
+                stream.blamed = first_bad_module(module, *self.last_call[1:])
+            finally:
+                self.inside = self.stopped
+
+    # Optimizers
+
+    @_seen
+    def optimizer_made(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer exists."""
+        self._track(optimizer)
+
+    def _track(self, optimizer: torch.optim.Optimizer) -> OptimizerTrack:
+        track = self.optimizers.get(id(optimizer))
+        if track is not None and track.ref() is optimizer:
+            track.refresh()
+            return track
+        kind = type(optimizer).__name__
+        same = sum(track.name.split(" ")[0] == kind for track in self._tracks)
+        name = f"{kind} {same + 1}" if same else kind
+        track = self.optimizers[id(optimizer)] = OptimizerTrack(
+            optimizer, name, self.names, self._optimizer_ended
+        )
+        self._tracks.append(track)
+        return track
+
+    @_seen
+    def step_begins(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """An optimizer is about to step."""
+        track = self._track(optimizer)
+        closure = next((part for part in (*args[1:], *kwargs.values()) if callable(part)), None)
+        for scheduler in self._schedulers:
+            scheduler.look()
+        track.scaled = track.scaled and not any(
+            id(optimizer) in scaler.unscaled for scaler in self._scalers.values()
+        )
+        track.step_begins(closure is not None, self._used)
+
+    def step_ends(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """An optimizer has stepped."""
+        if self.listens():
+            self._stepped(optimizer)
+            self.on_step(self.steps)
+
+    @_seen
+    def _stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        track = self._track(optimizer)
+        track.step_ends(self._used)
+        if len(self._used) > _REMEMBERED:
+            self._used = {number for number in self._used if number > self.backwards - _REMEMBERED // 2}
+        self.steps += 1
+        self._since_step = 0
+        self.last_call = None
+        self._time(track)
+
+    def _time(self, track: OptimizerTrack) -> None:
+        if track is not self._tracks[0]:
+            return
+        now = time.perf_counter()
+        if self._clock is not None and track.steps > _UNTIMED_STEPS and not self._untimed:
+            self._times[0] += 1
+            self._times[1] += now - self._clock
+            self._times[2] += self._waited
+        self._clock, self._waited, self._untimed = now, 0.0, False
+
+    # Schedulers, clipping, scaling
+
+    @_seen
+    def scheduler_made(self, scheduler: Any) -> None:
+        """A scheduler exists."""
+        owner = self.optimizers.get(id(getattr(scheduler, "optimizer", None)))
+        if any(track.ref() is scheduler for track in self._schedulers):
+            return
+        held = held_by(scheduler)
+        for track in self._schedulers:
+            track.inner |= (inner := track.ref()) is not None and id(inner) in held
+        self._schedulers.append(ScheduleTrack(scheduler, owner, self._epochs()))
+
+    def _epochs(self) -> int:
+        return sum(read.finished and read.backwards > 0 for read in self.data.passes)
+
+    @_seen
+    def clips(self, parameters: Any, max_norm: Any, total_norm: torch.Tensor, *_: Any, **__: Any) -> None:
+        """Gradients are clipped by their norm."""
+        line = line_at_work()
+        clip = self._clips.setdefault(line, ClipTrack(line))
+        clip.add(float(max_norm), total_norm)
+        parameters = [parameters] if isinstance(parameters, torch.Tensor) else parameters
+        if isinstance(parameters, list | tuple):
+            ids = {id(parameter) for parameter in parameters}
+            owners = [track for track in self.optimizers.values() if track.ids & ids]
+            if not any(parameter.grad is not None for parameter in parameters):
+                clip.before_backward += 1
+            elif owners and all(track.steps and not track.passes for track in owners):
+                clip.after_step += 1
+            clip.scaled += any(
+                track.scaled and not any(id(track.ref()) in s.unscaled for s in self._scalers.values())
+                for track in owners
+            )
+
+    def _scaler(self, scaler: Any) -> ScalerTrack:
+        return self._scalers.setdefault(id(scaler), ScalerTrack(weakref.ref(scaler)))
+
+    @_seen
+    def scales(self, scaler: Any, outputs: Any, scaled: Any) -> None:
+        """A loss is scaled."""
+        self._scaler(scaler)
+        self.losses.scaled(outputs, scaled)
+
+    @_seen
+    def unscales(self, scaler: Any, optimizer: Any) -> None:
+        """Gradients are unscaled."""
+        self._scaler(scaler).unscaled.add(id(optimizer))
+
+    @_seen
+    def scaler_step_begins(self, scaler: Any, optimizer: Any) -> None:
+        """A scaler is asked to step an optimizer."""
+        track = self._scaler(scaler)
+        track.steps += 1
+        track.unscaled.add(id(optimizer))
+        self._steps_before = self.steps
+
+    _steps_before = 0
+
+    @_seen
+    def scaler_step_ends(self, scaler: Any, optimizer: Any) -> None:
+        """A scaler has stepped, or skipped."""
+        taken = self.steps > self._steps_before
+        self._scaler(scaler).taken += taken
+        if not taken and (track := self.optimizers.get(id(optimizer))) is not None:
+            track.skips(self._used)
+
+    @_seen
+    def scaler_updates(self, scaler: Any) -> None:
+        """A scaler adapts its scale."""
+        self._scaler(scaler).updates += 1
+
+    # Data
+
+    @_seen
+    def loader_made(self, loader: Any) -> None:
+        """A loader exists."""
+        self.data.loader_made(loader)
+
+    @_seen
+    def pass_begins(self, loader: Any, iterator: Any) -> None:
+        """A loader is iterated."""
+        self.data.pass_begins(loader, iterator, self.steps)
+
+    @_seen
+    def batch_read(self, iterator: Any, batch: Any, seconds: float) -> None:
+        """A loader gave a batch."""
+        self._waited += seconds
+        before = self.data.current
+        read = self.data.batch_read(iterator)
+        if read is not None and read is not before and self.data.begins_anew(before, read):
+            for track in self.optimizers.values():
+                track.pass_begins()
+        if read is None or read.batches == 1 or read.data not in self.data.trained:
+            self._untimed = True
+
+    @_seen
+    def pass_ends(self, iterator: Any) -> None:
+        """A loader is exhausted."""
+        self._untimed = True
+        self.data.pass_ends(iterator)
+
+    # States
+
+    @_seen
+    def state_taken(self, model: torch.nn.Module, state: Any) -> None:
+        """A model gave its state."""
+        self._states.taken(model, state, self.steps)
+
+    @_seen
+    def state_used(self, state: Any, by: torch.nn.Module | None = None) -> None:
+        """A state is loaded or saved."""
+        trained = frozenset[int]().union(*(track.ids for track in self.optimizers.values() if track.steps))
+        self._states.used(state, by, self.steps, trained)
+
+    # What was seen
+
+    def record(self, *, thorough: bool = True) -> LoopRecord:
+        """A frozen view of what was seen so far.
+
+        Args:
+            thorough: read every parameter that seems not to move.
+        """
+        busy, self._busy = self._busy, True
+        try:
+            with torch.no_grad():
+                return self._record(thorough=thorough)
+        finally:
+            self._busy = busy
+
+    def _record(self, *, thorough: bool) -> LoopRecord:
+        passes, data, evaluations = self.data.logs()
+        epochs = self._epochs()
+        steps, seconds, waited = self._times
+        return LoopRecord(
+            name=self.name,
+            finished=self.finished,
+            error=self.error,
+            steps=self.steps,
+            backwards=self.backwards,
+            grad_enabled=self._grad_enabled,
+            unheld=self._unheld(),
+            optimizers=tuple(self._log(track, thorough=thorough) for track in self._tracks),
+            schedulers=tuple(track.log(epochs) for track in self._schedulers if not track.inner),
+            losses=tuple(stream.log() for stream in self.losses.streams.values()),
+            clips=tuple(clip.log() for clip in self._clips.values()),
+            scalers=tuple(scaler.log() for scaler in self._scalers.values()),
+            passes=passes,
+            data=data,
+            quiet_calls=tuple(self._quiet_calls()),
+            states=self._states.logs(),
+            graphs=tuple(graph.log() for graph in self._graphs.values()),
+            evaluations=evaluations,
+            times=TimeLog(int(steps), seconds, waited / seconds) if seconds else None,
+        )
+
+    def _log(self, track: OptimizerTrack, *, thorough: bool) -> OptimizerLog:
+        alone = not any(other is not track and other.ids & track.ids for other in self._tracks)
+        return track.log(self._used, alone=alone, thorough=thorough)
+
+    @_seen
+    def _optimizer_ended(self, track: OptimizerTrack) -> None:
+        track.ends(self._log(track, thorough=True))
+
+    def _unheld(self) -> tuple[str, ...]:
+        """Names of the trained models' parameters that no optimizer holds; the latest, if the models are gone."""
+        held = frozenset[int]().union(*(track.ids for track in self._tracks))
+        models = [model for model in list(self._models.values()) if model.ids & held]
+        alive = [module for model in models if (module := model.ref()) is not None]
+        if alive:
+            self._unheld_before = tuple(
+                self.names.of(parameter)
+                for module in alive
+                for parameter in module.parameters()
+                if parameter.grad is not None and id(parameter) not in held
+            )
+        return self._unheld_before
+
+    def _quiet_calls(self) -> list[QuietCalls]:
+        found = []
+        for model in self._models.values():
+            self._connect(model)
+            if model.optimizers and model.quiet_train:
+                module = model.ref()
+                found.append(
+                    QuietCalls(
+                        model=type(module).__name__ if module is not None else "model",
+                        train_calls=model.quiet_train,
+                        stretches=len(model.quiet_steps),
+                        steps=sum(track.steps for track in model.optimizers),
+                        mode_dependent=model.mode_dependent,
+                    )
+                )
+        return found
+
+
+def _has_graph(output: Any) -> bool:
+    """Whether a tensor in what a module returned has a graph."""
+    if isinstance(output, torch.Tensor):
+        return output.requires_grad
+    parts = (
+        output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else ()
+    )
+    return any(_has_graph(part) for part in parts)
+
+
+def _width(output: Any) -> int | None:
+    """The number of classes, if a module's output looks like class scores ``[batch, classes]``."""
+    if isinstance(output, dict):
+        output = output.get("logits")
+    elif not isinstance(output, torch.Tensor):
+        output = getattr(output, "logits", None)
+    plain = isinstance(output, torch.Tensor) and is_plain(output) and output.dim() == 2
+    return int(output.shape[1]) if plain and output.shape[1] > 1 else None

@@ -1,0 +1,102 @@
+"""Following learning-rate schedulers by the count that they keep."""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from debugkit.probes.loop_record import SchedulerLog
+from debugkit.watch.optimizer_track import OptimizerTrack
+
+_JUMP = 50
+_FARTHEST = 10_000_000
+
+
+class ScheduleTrack:
+    """One scheduler, held weakly."""
+
+    def __init__(self, scheduler: Any, owner: OptimizerTrack | None, passes: int) -> None:
+        self.ref = weakref.ref(scheduler)
+        self.name = type(scheduler).__name__
+        self.steps = 0
+        self.before_first = 0
+        self.resumed = False
+        self.inner = False
+        self.owner = owner
+        self._begun = owner.steps if owner is not None else 0
+        self._passes = passes
+        self._epoch = getattr(scheduler, "last_epoch", 0)
+        self._horizon = _horizon(scheduler)
+
+    def look(self) -> None:
+        """Count the steps since the last look."""
+        if (scheduler := self.ref()) is None:
+            return
+        epoch = getattr(scheduler, "last_epoch", 0)
+        if epoch == self._epoch:
+            return
+        taken = epoch - self._epoch if epoch > self._epoch else 1
+        self._epoch = epoch
+        if taken > _JUMP:
+            self.resumed = True
+            return
+        self.steps += taken
+        if self.owner is not None and self.owner.steps == 0:
+            self.before_first += taken
+
+    def log(self, passes: int) -> SchedulerLog:
+        """What was seen so far."""
+        self.look()
+        return SchedulerLog(
+            name=self.name,
+            optimizer=self.owner.name if self.owner is not None else None,
+            steps=self.steps,
+            optimizer_steps=self.owner.steps - self._begun if self.owner is not None else 0,
+            before_first=self.before_first,
+            horizon=self._horizon,
+            passes=passes - self._passes,
+            resumed=self.resumed,
+        )
+
+
+def held_by(scheduler: Any) -> set[int]:
+    """The ids of what a scheduler holds, the schedulers that it steps among it."""
+    held = set()
+    for value in vars(scheduler).values():
+        held |= {id(part) for part in (value if isinstance(value, list | tuple) else [value])}
+    return held
+
+
+def _horizon(scheduler: Any) -> int | None:
+    """After how many steps the schedule is at its end, from what the scheduler itself says."""
+    state: Mapping[str, Any] = vars(scheduler)
+    for name in ("T_max", "total_steps"):
+        if isinstance(state.get(name), int):
+            return int(state[name])
+    lambdas = state.get("lr_lambdas")
+    if lambdas and isinstance(lambdas[0], types.FunctionType | functools.partial):
+        return _end_of(lambdas[0])
+    return None
+
+
+def _end_of(factor: Any) -> int | None:
+    """The first step from which on a factor that falls to zero stays there."""
+    try:
+        far = 1
+        while factor(far) != 0 or factor(far + 1) != 0 or factor(2 * far) != 0:
+            far *= 2
+            if far > _FARTHEST:
+                return None
+        near = far // 2
+        while far - near > 1:
+            middle = (near + far) // 2
+            if factor(middle) == 0:
+                far = middle
+            else:
+                near = middle
+    except (ArithmeticError, ValueError, TypeError, LookupError):
+        return None
+    return far

@@ -1,0 +1,196 @@
+"""A watch: from its beginning to its report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from debugkit.config import Config
+from debugkit.errors import UsageError, one_line, with_article
+from debugkit.probes.loop_record import LoopRecord
+from debugkit.registry import Registry, load
+from debugkit.report import Report, Result
+from debugkit.runner import Run
+from debugkit.watch.patches import Patches
+from debugkit.watch.recorder import Recorder
+
+OnFinding = Callable[[Result, int], object]
+
+_FIRST_LOOKS = (3, 6, 10, 15, 20)
+_SPACING = 1.4
+
+
+def watch(
+    model: torch.nn.Module | Iterable[torch.nn.Module] | None = None,
+    *,
+    optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
+    select: Iterable[str] | str | None = None,
+    ignore: Iterable[str] | str | None = None,
+    config: str | Path | Mapping[str, Any] | Config | None = None,
+    name: str | None = None,
+) -> Watch:
+    """Watch the training that happens inside a ``with`` block; its ``report`` tells what was seen.
+
+    Models and optimizers are found as they are used. Those that exist before the block begins are known from the
+    start if they are passed: an optimizer that never steps is not seen otherwise::
+
+        with debugkit.watch(model, optimizer=optimizer) as watch:
+            train(model, optimizer)
+        print(watch.report.status)
+
+    Args:
+        model: what is trained; several in a list.
+        optimizer: what trains it; several in a list.
+        select: as for :func:`debugkit.run`.
+        ignore: as for :func:`debugkit.run`.
+        config: as for :func:`debugkit.run`.
+        name: how the report calls the loop.
+
+    Raises:
+        UsageError: an argument has the wrong type, or the request is not valid.
+    """
+    models = _listed(model, torch.nn.Module, "model")
+    optimizers = _listed(optimizer, torch.optim.Optimizer, "optimizer")
+    if name is None and models:
+        name = type(models[0]).__name__
+    return Watch(models, optimizers, select=select, ignore=ignore, config=config, name=name)
+
+
+class Watch:
+    """A watch over what runs while it is entered. It sees the thread that enters it; watches do not nest.
+
+    Args:
+        models: models that exist already.
+        optimizers: optimizers that exist already.
+        select: as for :func:`debugkit.run`.
+        ignore: as for :func:`debugkit.run`.
+        config: as for :func:`debugkit.run`.
+        name: how the report calls the loop.
+        registry: the checks to choose from; found by default.
+        steps: stop looking after this many optimizer steps.
+        on_finding: told of each result that warns or fails, once per check and status, with the number of
+            optimizer steps.
+        on_step: called after each optimizer step with the number of steps.
+
+    Attributes:
+        first_seen: by check, after how many optimizer steps it first warned or failed.
+    """
+
+    def __init__(
+        self,
+        models: Iterable[torch.nn.Module] = (),
+        optimizers: Iterable[torch.optim.Optimizer] = (),
+        *,
+        select: Iterable[str] | str | None = None,
+        ignore: Iterable[str] | str | None = None,
+        config: str | Path | Mapping[str, Any] | Config | None = None,
+        name: str | None = None,
+        registry: Registry | None = None,
+        steps: int | None = None,
+        on_finding: OnFinding | None = None,
+        on_step: Callable[[int], object] | None = None,
+    ) -> None:
+        self._config = Config.read(config)
+        self._registry = registry if registry is not None else load(self._config.load)
+        self._select, self._ignore = select, ignore
+        self._steps = steps
+        self._on_finding = on_finding
+        self._on_step = on_step
+        self.recorder = Recorder(name)
+        self._patches = Patches(self.recorder)
+        self._next_look = _FIRST_LOOKS[0]
+        self._said: dict[str, str] = {}
+        self.first_seen: dict[str, int] = {}
+        self._report: Report | None = None
+        self._run(LoopRecord(name))
+        self._given = list(models), list(optimizers)
+
+    def __enter__(self) -> Watch:
+        for model in self._given[0]:
+            self.recorder.names.learn(model)
+        for optimizer in self._given[1]:
+            self.recorder.optimizer_made(optimizer)
+        self._given = [], []
+        self.recorder.on_step = self._stepped
+        self._patches.install()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(error)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Stop watching and make the report; again has no effect."""
+        self._patches.remove()
+        recorder = self.recorder
+        if recorder.finished:
+            return
+        if error is not None and not isinstance(error, SystemExit | GeneratorExit):
+            recorder.error = one_line(error)
+        recorder.finished = True
+        recorder.stop()
+        self._report = self._judge(thorough=True)
+
+    @property
+    def report(self) -> Report:
+        """What was seen; while the loop runs, so far."""
+        if self._report is not None:
+            return self._report
+        return self._judge(thorough=True)
+
+    @property
+    def record(self) -> LoopRecord:
+        """What the checks read."""
+        return self.recorder.record()
+
+    def _stepped(self, steps: int) -> None:
+        if self._on_step is not None:
+            self._on_step(steps)
+        if self._steps is not None and steps >= self._steps:
+            self._judge(thorough=True)
+            self.recorder.stop()
+        elif steps >= self._next_look:
+            later = [look for look in _FIRST_LOOKS if look > steps]
+            self._next_look = later[0] if later else int(steps * _SPACING)
+            self._judge(thorough=False)
+
+    def _judge(self, *, thorough: bool) -> Report:
+        record = self.recorder.record(thorough=thorough)
+        report = self._run(record).execute()
+        if self.recorder.fault is not None:
+            report = report.model_copy(update={"notices": (*report.notices, self.recorder.fault)})
+        if record.error is not None:
+            ended = f"the loop ended with {record.error}"
+            report = report.model_copy(update={"notices": (*report.notices, ended)})
+        for result in report.results:
+            if result.status in ("warn", "fail") and self._said.get(result.check) != result.status:
+                self._said[result.check] = result.status
+                self.first_seen.setdefault(result.check, record.steps)
+                if self._on_finding is not None:
+                    self._on_finding(result, record.steps)
+        return report
+
+    def _run(self, record: LoopRecord) -> Run:
+        return Run(
+            record, select=self._select, ignore=self._ignore, config=self._config, registry=self._registry
+        )
+
+
+def _listed(value: Any, kind: type[Any], name: str) -> list[Any]:
+    values = [] if value is None else [value] if isinstance(value, kind) else value
+    if not isinstance(values, Iterable):
+        raise UsageError(
+            f"`{name}` must be a torch {kind.__name__}, not {with_article(type(value).__name__)}"
+        )
+    values = list(values)
+    for part in values:
+        if not isinstance(part, kind):
+            raise UsageError(
+                f"`{name}` must be a torch {kind.__name__}, not {with_article(type(part).__name__)}"
+            )
+    return values

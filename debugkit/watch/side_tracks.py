@@ -1,0 +1,181 @@
+"""Following clips, scalers, saved states and graphs that stay alive."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from debugkit.probes.loop_record import ClipLog, GraphLog, ScalerLog, StateLog
+from debugkit.watch.loss_track import Line
+from debugkit.watch.places import line_at_work, shown
+
+_LATEST = 1_000
+_DEPTH = 3
+MARK = "debugkit"
+
+
+@dataclass
+class ClipTrack:
+    """One line that clips; see :class:`debugkit.probes.loop_record.ClipLog`."""
+
+    line: Line
+    calls: int = 0
+    limit: float = 0.0
+    after_step: int = 0
+    before_backward: int = 0
+    scaled: int = 0
+    waiting: list[tuple[float, torch.Tensor]] = field(default_factory=list)
+    ratios: deque[float] = field(default_factory=lambda: deque(maxlen=_LATEST))
+
+    def add(self, limit: float, norm: torch.Tensor) -> None:
+        """Take a call; norms are read twenty at a time."""
+        self.calls += 1
+        self.limit = limit
+        self.waiting.append((limit, norm.detach()))
+        if len(self.waiting) >= 20:
+            self.flush()
+
+    def flush(self) -> None:
+        """Read the norms that wait."""
+        for limit, norm in self.waiting:
+            value = float(norm)
+            if value > 0:
+                self.ratios.append(limit / value)
+        self.waiting.clear()
+
+    def log(self) -> ClipLog:
+        """What was seen so far."""
+        self.flush()
+        return ClipLog(
+            location=shown(self.line),
+            calls=self.calls,
+            limit=self.limit,
+            ratios=tuple(self.ratios),
+            after_step=self.after_step,
+            before_backward=self.before_backward,
+            scaled=self.scaled,
+        )
+
+
+@dataclass
+class ScalerTrack:
+    """One gradient scaler; see :class:`debugkit.probes.loop_record.ScalerLog`."""
+
+    scaler: weakref.ref[Any]
+    steps: int = 0
+    taken: int = 0
+    updates: int = 0
+    scale: float = 1.0
+    unscaled: set[int] = field(default_factory=set)
+
+    def log(self) -> ScalerLog:
+        """What was seen so far."""
+        if (scaler := self.scaler()) is not None:
+            self.scale = float(scaler.get_scale())
+        return ScalerLog(self.steps, self.taken, self.updates, self.scale)
+
+
+@dataclass
+class _Taken:
+    """A state dict, its model, and where it was taken."""
+
+    state: weakref.ref[Any]
+    model: weakref.ref[torch.nn.Module]
+    line: Line
+    step: int
+
+
+class StateTrack:
+    """State dicts that share their tensors with a model that trains on."""
+
+    def __init__(self) -> None:
+        self._taken: deque[_Taken] = deque(maxlen=64)
+        self._found: list[StateLog] = []
+
+    def taken(self, model: torch.nn.Module, state: object, step: int) -> None:
+        """A model gave its state."""
+        try:
+            held = weakref.ref(state)
+        except TypeError:
+            return
+        self._taken.append(_Taken(held, weakref.ref(model), line_at_work(), step))
+
+    def used(self, value: object, by: torch.nn.Module | None, step: int, trained: frozenset[int]) -> None:
+        """A state is loaded by a model, or saved alone or inside of a mapping (``by`` is ``None``).
+
+        It is a snapshot of nothing if the model that it was taken from has been trained since, in place.
+        """
+        inside = [value, *value.values()] if isinstance(value, Mapping) else [value]
+        for taken in self._taken:
+            state, model = taken.state(), taken.model()
+            if state is None or model is None or step <= taken.step or len(self._found) >= 50:
+                continue
+            if not any(part is state for part in inside) or (by is not None and by is not model):
+                continue
+            live = {p.data_ptr() for p in model.parameters() if id(p) in trained and p.numel()}
+            if live & _addresses(state):
+                how: Literal["loaded", "saved"] = "loaded" if by is not None else "saved"
+                kind, location = type(model).__name__, shown(line_at_work())
+                self._found.append(StateLog(kind, shown(taken.line), taken.step, how, step, location))
+
+    def logs(self) -> tuple[StateLog, ...]:
+        """The states that were used after the tensors that they share were trained on."""
+        return tuple(self._found)
+
+
+def _addresses(state: object) -> set[int]:
+    values = state.values() if isinstance(state, Mapping) else ()
+    return {
+        value.data_ptr()
+        for value in values
+        if type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout is torch.strided
+    }
+
+
+class _Sentinel:
+    """Lives as long as the graph node that it was put on."""
+
+    __slots__ = ("__weakref__",)
+
+
+class GraphTrack:
+    """Whether the graphs of one line outlive their step.
+
+    A mark is put on the last nodes of a graph. It is freed with them, and means nothing to anybody else.
+    """
+
+    def __init__(self, line: Line, *, evaluation: bool) -> None:
+        self.line = line
+        self.evaluation = evaluation
+        self.made = 0
+        self._marks: deque[list[weakref.ref[_Sentinel]]] = deque(maxlen=64)
+
+    def mark(self, output: torch.Tensor) -> None:
+        """Mark the graph that a tensor is the end of."""
+        node: Any = output.grad_fn
+        marks = []
+        for _ in range(_DEPTH):
+            metadata = getattr(node, "metadata", None)
+            if metadata is None or hasattr(node, "variable"):
+                break
+            sentinel = _Sentinel()
+            metadata[MARK] = sentinel
+            marks.append(weakref.ref(sentinel))
+            following = [step for step, _ in node.next_functions if step is not None]
+            if len(following) != 1:
+                break
+            node = following[0]
+        if marks:
+            self.made += 1
+            self._marks.append(marks)
+
+    def log(self) -> GraphLog:
+        """How many marked graphs are alive."""
+        alive = [any(mark() is not None for mark in marks) for marks in self._marks]
+        run = next((index for index, lives in enumerate(reversed(alive)) if not lives), len(alive))
+        return GraphLog(shown(self.line), self.made, sum(alive), run, self.evaluation)

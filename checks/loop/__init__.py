@@ -1,0 +1,1 @@
+"""Checks of the family ``loop``: they read the record of a loop that is watched while it runs."""

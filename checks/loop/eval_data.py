@@ -1,0 +1,97 @@
+"""Training and validation that read the same data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from debugkit import Finding, Unavailable, check, fail, note, warn
+from debugkit.probes.loop_record import DataPass, LoopRecord
+from debugkit.testing import blobs, mlp, watched
+
+
+@check
+def eval_data(loop: LoopRecord) -> Iterator[Finding]:
+    """Training reads the validation data, or validation reads the training data.
+
+    Loaders over the same data set count as the same data. A pass with backward passes is training, one with calls
+    of the trained model and none is validation.
+
+    ## Why is this bad?
+    Validation on what was trained on shows how well the model remembers. It looks excellent, picks the wrong
+    checkpoint, and hides overfitting.
+
+    ## What to do
+    Hand each loop its own loader: `train_loader` to training, `val_loader` to validation.
+
+    ## Known limits
+    Two data sets with the same samples inside are compared before training, by `train-eval-leakage`.
+
+    ## References
+    - https://scikit-learn.org/stable/common_pitfalls.html#data-leakage
+    """
+    training = {read.data for read in loop.passes if read.backwards}
+    if not training:
+        raise Unavailable("no loader was read for training while the loop was watched")
+    checked = [read for read in loop.passes if not read.backwards and _evaluates(read)]
+    evaluated = {read.data for read in checked}
+    unread = [data for data in loop.data if not data.read]
+    names = {data.index: data.name for data in loop.data}
+    if evaluated and evaluated <= training and loop.finished:
+        shared = min(evaluated)
+        if unread:
+            yield fail(
+                f"training and validation both read {names[shared]}, while the loader over {unread[0].name} "
+                f"({unread[0].location}) is never read",
+                location=unread[0].location,
+                hint="hand training and validation each its own loader",
+                passes=len(checked),
+            )
+        elif len(training) > 1:
+            yield warn(
+                f"all data that validation reads is trained on too: {names[shared]} of {len(training)} data sets "
+                "that training reads",
+                hint="hand training and validation each its own loader",
+                passes=len(checked),
+            )
+    yield note(
+        f"training reads {_listed(training, names)}; validation reads {_listed(evaluated, names)}",
+        passes=len(loop.passes),
+    )
+
+
+def _evaluates(read: DataPass) -> bool:
+    return read.batches > 1 and any(mode == "eval" or not grad for (mode, grad), _ in read.model_calls)
+
+
+def _listed(numbers: set[int], names: dict[int, str]) -> str:
+    return " and ".join(names[number] for number in sorted(numbers)) or "none"
+
+
+def _train(train: str, validate: str) -> None:
+    loaders = {"train": blobs(), "validation": blobs(samples=48, seed=1)}
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for _ in range(3):
+        model.train()
+        for x, y in loaders[train]:
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            for x, _ in loaders[validate]:
+                model(x)
+
+
+def good() -> LoopRecord:
+    return watched(lambda: _train("train", "validation"))
+
+
+def bad_validates_on_train() -> LoopRecord:
+    return watched(lambda: _train("train", "train"))
+
+
+def bad_trains_on_validation() -> LoopRecord:
+    return watched(lambda: _train("validation", "validation"))

@@ -1,0 +1,181 @@
+"""Learning-rate schedules that run at the wrong pace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from debugkit import Finding, Unavailable, check, note, warn
+from debugkit.probes.loop_record import LoopRecord, OptimizerLog, SchedulerLog
+from debugkit.testing import blobs, mlp, watched
+
+_FEW_STEPS = 20
+
+
+@check
+def scheduler_step(
+    loop: LoopRecord,
+    *,
+    overrun: Annotated[
+        float, Field(gt=1, description="Scheduler steps, as a multiple of the schedule's length.")
+    ] = 1.25,
+    collapsed: Annotated[
+        float, Field(gt=0, lt=1, description="Learning rate, as a share of its peak, that teaches nothing.")
+    ] = 1e-3,
+    share: Annotated[
+        float, Field(gt=0, lt=1, description="Share of the steps that ran at such a learning rate.")
+    ] = 0.4,
+) -> Iterator[Finding]:
+    """The learning-rate scheduler is stepped at the wrong pace, too early, or never.
+
+    The pace is judged against what the schedule says of its own length, and by the learning rate that the
+    optimizer had at each step.
+
+    ## Why is this bad?
+    A schedule written in steps but stepped once per epoch never leaves its warm-up. One written in epochs but
+    stepped per batch is at its end after a fraction of the first epoch: the rest of the run trains at a learning
+    rate of nearly zero, or a cosine climbs again. Stepped before the optimizer's first step, the first value of
+    the schedule is skipped.
+
+    ## What to do
+    Step the scheduler where its length counts: after each `optimizer.step()` if `T_max`, `total_steps` or
+    `num_training_steps` are in steps, after each epoch if they are in epochs.
+
+    ## Known limits
+    Length is known for cosine, one-cycle and schedules that end at zero. Cosine schedules that are meant to be
+    periodic are taken for overrun.
+
+    ## References
+    - https://docs.pytorch.org/docs/stable/optim.html#how-to-adjust-learning-rate
+    """
+    if not loop.schedulers:
+        raise Unavailable("no learning-rate scheduler was made while the loop was watched")
+    by_name = {optimizer.name: optimizer for optimizer in loop.optimizers}
+    for schedule in loop.schedulers:
+        optimizer = by_name.get(schedule.optimizer or "")
+        if optimizer is None or not optimizer.steps:
+            continue
+        findings = [
+            *_never(schedule, loop),
+            *_too_early(schedule),
+            *_too_slow(schedule, loop),
+            *_overrun(schedule, overrun),
+        ]
+        if not findings:
+            findings = [*_collapsed(schedule, optimizer, collapsed, share)]
+        yield from findings
+        length = "" if schedule.horizon is None else f" of {schedule.horizon}"
+        yield note(
+            f"`{schedule.name}` was stepped {schedule.steps} times{length} in {schedule.optimizer_steps} optimizer "
+            "steps",
+            steps=schedule.steps,
+        )
+
+
+def _never(schedule: SchedulerLog, loop: LoopRecord) -> Iterator[Finding]:
+    long = schedule.passes >= 2 or schedule.optimizer_steps >= 5 * _FEW_STEPS
+    if loop.finished and not schedule.steps and not schedule.resumed and long:
+        yield warn(
+            f"`{schedule.name}` was never stepped in {schedule.optimizer_steps} optimizer steps: the learning rate "
+            "stays at the first value of its schedule",
+            hint="call `scheduler.step()` after `optimizer.step()`",
+            optimizer_steps=schedule.optimizer_steps,
+        )
+
+
+def _too_early(schedule: SchedulerLog) -> Iterator[Finding]:
+    if schedule.before_first == 1 and not schedule.resumed and schedule.optimizer_steps:
+        yield warn(
+            f"`{schedule.name}` was stepped before the first `optimizer.step()`: the first learning rate of its "
+            "schedule is skipped, and it stays one step ahead",
+            hint="call `scheduler.step()` after `optimizer.step()`",
+        )
+
+
+def _too_slow(schedule: SchedulerLog, loop: LoopRecord) -> Iterator[Finding]:
+    if schedule.horizon is None or schedule.resumed or not schedule.passes or not schedule.steps:
+        return
+    per_pass = schedule.steps <= schedule.passes + 1 and schedule.optimizer_steps >= 4 * schedule.steps
+    whole = loop.finished and schedule.optimizer_steps >= 0.6 * schedule.horizon
+    if per_pass and schedule.steps <= 0.5 * schedule.horizon and whole:
+        yield warn(
+            f"`{schedule.name}` was stepped {schedule.steps} times, once per pass over the data, while its schedule "
+            f"is {schedule.horizon} steps long and the optimizer took {schedule.optimizer_steps}: training ends "
+            "where the schedule has hardly begun",
+            hint="call `scheduler.step()` after each `optimizer.step()`, or give its length in epochs",
+            steps=schedule.steps,
+            horizon=schedule.horizon,
+        )
+
+
+def _overrun(schedule: SchedulerLog, factor: float) -> Iterator[Finding]:
+    if schedule.horizon is None or schedule.resumed:
+        return
+    if schedule.steps > factor * schedule.horizon + 1:
+        yield warn(
+            f"`{schedule.name}` was stepped {schedule.steps} times, its schedule is {schedule.horizon} long: what "
+            "comes after its end is no schedule",
+            hint="step it once per epoch if its length is in epochs, or give its length in steps",
+            steps=schedule.steps,
+            horizon=schedule.horizon,
+        )
+
+
+def _collapsed(
+    schedule: SchedulerLog, optimizer: OptimizerLog, level: float, share: float
+) -> Iterator[Finding]:
+    rates = [(step, max(values, default=0.0)) for step, values in optimizer.rates]
+    if optimizer.steps < _FEW_STEPS or not rates:
+        return
+    peak_step, peak = max(rates, key=lambda rate: rate[1])
+    ends = [step for step, _ in rates[1:]] + [optimizer.steps + 1]
+    low = sum(
+        end - step
+        for (step, rate), end in zip(rates, ends, strict=True)
+        if step > peak_step and rate < level * peak
+    )
+    if peak > 0 and low > share * optimizer.steps:
+        yield warn(
+            f"`{schedule.name}` took the learning rate to less than {level:g} of its peak of {peak:.3g} for {low} of "
+            f"{optimizer.steps} steps: they hardly change the model",
+            hint="step the scheduler once per epoch if its lengths are in epochs",
+            steps=low,
+            peak=peak,
+            last=rates[-1][1],
+        )
+
+
+def _train(mistake: str | None) -> None:
+    model, loader = mlp(), blobs(samples=128)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    epochs = 6
+    length = epochs if mistake == "per batch" else epochs * len(loader)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, length)
+    for _ in range(epochs):
+        for x, y in loader:
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if mistake not in ("never", "per epoch"):
+                schedule.step()
+        if mistake == "per epoch":
+            schedule.step()
+
+
+def good() -> LoopRecord:
+    return watched(lambda: _train(None))
+
+
+def bad_never() -> LoopRecord:
+    return watched(lambda: _train("never"))
+
+
+def bad_per_batch() -> LoopRecord:
+    return watched(lambda: _train("per batch"))
+
+
+def bad_per_epoch() -> LoopRecord:
+    return watched(lambda: _train("per epoch"))

@@ -52,7 +52,8 @@ def padding_invariance(
     ## Known limits
     A mask that is missing or wrong in the data is reported by `padding`, and a classifier that reads its result from
     a position of padding by `pooled-token`. Convolutions and Fourier transforms mix neighbours by design, and the
-    architectures of a library can't be changed: both are notes. Models that take rows of one length only are not
+    architectures of a library can't be changed: both are notes. A recurrent layer that reads padding backwards and has
+    an output for each position is a warning. Models that take rows of one length only are not
     judged.
 
     ## References
@@ -76,10 +77,10 @@ def padding_invariance(
     if reported is not None:
         yield note(f"padding changes outputs by {amount}, which comes from {reported}")
         return
-    yield _verdict(effect, amount)
+    yield _verdict(effect, amount, row.one_for_all)
 
 
-def _verdict(effect: PaddingEffect, amount: str) -> Finding:
+def _verdict(effect: PaddingEffect, amount: str, one_for_all: bool) -> Finding:
     leak = effect.leak
     where = leak.module if leak is not None and leak.module else None
     place = _place(effect)
@@ -107,7 +108,7 @@ def _verdict(effect: PaddingEffect, amount: str) -> Finding:
             hint=_hint(effect),
             difference=effect.difference,
         )
-    make = warn if effect.added else fail
+    make = warn if effect.added or (leak.recurrent and not one_for_all) else fail
     return make(
         f"{said} although `{effect.marked}` marks them: they enter {place}",
         where=where,

@@ -13,6 +13,7 @@ from debugkit.errors import Unavailable
 from debugkit.probes.pad_trials import PadTrials
 from debugkit.probes.padding_effect import PaddingEffect
 from debugkit.probes.sequence_row import SequenceRow
+from debugkit.tracing.source import is_library_class
 
 from ._padding_owner import owned_by_padding
 
@@ -128,6 +129,8 @@ def _too_early(target: Target, row: SequenceRow, place: int, last: int, unread: 
     )
     if len(ends) == 1 and unread > 1:
         return note(f"{said}; they are all the same, as padding is", position=place)
+    if place != row.call.span.start and is_library_class(type(target.model)):
+        return note(f"{said}: this architecture looks up a place in the text", position=place)
     make = fail if place == row.call.span.start else warn
     return make(
         said,

@@ -123,7 +123,12 @@ class _Tagger(torch.nn.Module):
         self.head = torch.nn.Linear(64, classes)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        scores: torch.Tensor = self.head(self.memory(self.embedding(input_ids))[0])
+        lengths = attention_mask.sum(1).cpu()
+        words = torch.nn.utils.rnn.pack_padded_sequence(self.embedding(input_ids), lengths, True, False)
+        states, _ = torch.nn.utils.rnn.pad_packed_sequence(
+            self.memory(words)[0], batch_first=True, total_length=input_ids.shape[1]
+        )
+        scores: torch.Tensor = self.head(states)
         return scores.transpose(1, 2)
 
 

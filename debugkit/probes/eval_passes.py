@@ -22,7 +22,7 @@ from debugkit.tracing.dropout import HandMadeDropout, bound, drops
 from debugkit.tracing.program import Program
 from debugkit.tracing.source import user_location
 
-_SAMPLING = frozenset(
+SAMPLING = frozenset(
     [
         "rand",
         "randn",
@@ -139,7 +139,7 @@ class _Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if drops(func, args, kwargs):
             self._note(name, "dropout")
-        elif name in _SAMPLING:
+        elif name in SAMPLING:
             self._note(name, "sample")
         elif func is F.batch_norm:
             given = bound(func, args, kwargs)

@@ -69,12 +69,6 @@ class RowCall:
         ids = None if self.ids is None else self.ids[span]
         return replace(changed, content=self.content[span], ids=ids)
 
-    def part(self, start: int, stop: int) -> RowCall:
-        """Some positions of the row, padding or not."""
-        span = slice(start, stop)
-        changed = self._changed(lambda tensor, path: cut(tensor, self.length, span))
-        return replace(changed, content=self.content[span], ids=None if self.ids is None else self.ids[span])
-
     def extended(self, count: int, pad: int, left: bool = False) -> RowCall:
         """The row with more padding, 0 in what marks it.
 

@@ -28,6 +28,9 @@ COLORS = ("auto", "always", "never")
 
 FOUND = 1
 
+_watched: list[str] = []
+"""The program that was run under watch: standard output is its own to the end."""
+
 
 def main() -> None:
     """The ``debugkit`` program."""
@@ -39,7 +42,8 @@ def main() -> None:
     try:
         commands(prog_name="debugkit")
     finally:
-        close_stdout()
+        if not _watched:
+            close_stdout()
 
 
 def _parts(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> list[str]:
@@ -180,6 +184,106 @@ def check(
         for form, path in places:
             write_report(report, form, path, stdout, color=color, verbose=verbose, fail_on=settled.fail_on)
     ctx.exit(report.exit_code(settled.fail_on))
+
+
+@commands.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("script")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.option("-m", "is_module", is_flag=True, help="SCRIPT is a module's name.")
+@click.option(
+    "--select", multiple=True, callback=_parts, metavar="IDS", help="Checks to run: ids, families, globs."
+)
+@click.option("--ignore", multiple=True, callback=_parts, metavar="IDS", help="Checks to leave out.")
+@click.option(
+    "--stop-on",
+    type=Choice(FAIL_ON),
+    default="never",
+    show_default=True,
+    help="Which finding ends the program, with exit code 1.",
+)
+@click.option(
+    "--steps", type=click.IntRange(min=1), metavar="N", help="Watch N optimizer steps; training goes on."
+)
+@click.option("--log", metavar="FILE", help="Write metrics as JSON lines.")
+@click.option(
+    "--log-every",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="Optimizer steps from one line of metrics to the next.",
+)
+@click.option(
+    "--format", "formats", multiple=True, type=Choice(list(FORMATS)), help="Output format; repeatable."
+)
+@click.option(
+    "--output",
+    "outputs",
+    multiple=True,
+    metavar="FILE",
+    help="Where the format at the same position goes; - is stderr, which is the default.",
+)
+@_config
+@_color
+@_verbose
+@click.option("-q", "--quiet", is_flag=True, help="No status line.")
+@click.pass_context
+def watch(
+    ctx: click.Context,
+    script: str,
+    args: tuple[str, ...],
+    is_module: bool,
+    select: list[str],
+    ignore: list[str],
+    stop_on: FailOn,
+    steps: int | None,
+    log: str | None,
+    log_every: int,
+    formats: tuple[str, ...],
+    outputs: tuple[str, ...],
+    config: str | None,
+    color: Color,
+    verbose: bool,
+    quiet: bool,
+) -> None:
+    """Run SCRIPT, unmodified, with ARGS, and watch its training loop.
+
+    The program has its own command line, output and exit code. Findings are told on stderr as they come, and the
+    report at the end, also after an error or Ctrl-C.
+    """
+    from debugkit.watch.program import Program
+    from debugkit.watch.script import INTERRUPTED, end_by_interrupt, exit_code, leave_interrupts
+
+    places = destinations(formats, outputs)
+    if not is_module and not Path(script).is_file():
+        raise UsageError(f"there is no file `{script}`")
+    program = Program(
+        name=script,
+        arguments=args,
+        is_module=is_module,
+        select=select,
+        ignore=ignore,
+        config=config,
+        stop_on=stop_on,
+        steps=steps,
+        log=log,
+        log_every=log_every,
+        quiet=quiet,
+    )
+    _watched.append(script)
+    leave_interrupts()
+    ended = program.run()
+    if isinstance(ended, UsageError):
+        raise ended
+    code = exit_code(ended)
+    if (report := program.report) is None:
+        click.echo(f"debugkit: `{script}` did not import torch, so nothing was watched", err=True)
+    else:
+        for form, path in places:
+            write_report(report, form, path, sys.stderr, color=color, verbose=verbose, fail_on=None)
+    if code == INTERRUPTED and isinstance(ended, KeyboardInterrupt):
+        end_by_interrupt()
+    ctx.exit(code)
 
 
 @commands.command("list")

@@ -49,7 +49,14 @@ def _refuse_unwritable(path: Path) -> None:
 
 
 def write_report(
-    report: Report, form: str, path: str, stdout: TextIO, *, color: Color, verbose: bool, fail_on: FailOn
+    report: Report,
+    form: str,
+    path: str,
+    stdout: TextIO,
+    *,
+    color: Color,
+    verbose: bool,
+    fail_on: FailOn | None,
 ) -> None:
     """Write a report in one format to a path, ``-`` being stdout.
 

@@ -154,7 +154,7 @@ class OptimizerTrack:
         self._note_layer_rates()
         return None if closure else self._close(used)
 
-    def step_ends(self, used: set[int]) -> StepWindow | None:
+    def step_ends(self, used: set[int], every: int = EVERY) -> StepWindow | None:
         """Open the next window."""
         window = self._close(used) if self._closure and self.sampled else None
         if self._weights is not None:
@@ -171,7 +171,7 @@ class OptimizerTrack:
         self._cleared = set()
         self._probe = None
         self.scaled = False
-        self.sampled = self.steps < EARLY_STEPS or self.steps % EVERY == 0
+        self.sampled = self.steps < EARLY_STEPS or (self.steps + 1) % every == 0
         self._after = self._marks() if self.sampled else []
         return window
 

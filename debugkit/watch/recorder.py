@@ -16,7 +16,7 @@ from debugkit.probes.loop_record import LoopRecord, Mode, OptimizerLog, QuietCal
 from debugkit.watch.data_track import DataTrack
 from debugkit.watch.loss_track import Line, LossStream, LossTrack
 from debugkit.watch.names import Names, mode_dependent
-from debugkit.watch.optimizer_track import EARLY_STEPS, OptimizerTrack
+from debugkit.watch.optimizer_track import EARLY_STEPS, EVERY, OptimizerTrack
 from debugkit.watch.places import line_at_work
 from debugkit.watch.schedule_track import ScheduleTrack, held_by
 from debugkit.watch.side_tracks import ClipTrack, GraphTrack, ScalerTrack, StateTrack
@@ -71,6 +71,7 @@ class Recorder:
         stopped: whether nothing more is looked at.
         fault: why watching ended early.
         on_step: called after each optimizer step, with the steps of all optimizers.
+        every: after the first 20, each so-manieth step of an optimizer is looked at closely.
     """
 
     def __init__(self, name: str | None = None) -> None:
@@ -83,6 +84,7 @@ class Recorder:
         self.error: str | None = None
         self.finished = False
         self.on_step: Callable[[int], object] = lambda steps: None
+        self.every = EVERY
         self.steps = 0
         self.backwards = 0
         self.names = Names()
@@ -283,7 +285,7 @@ class Recorder:
     @_seen
     def _stepped(self, optimizer: torch.optim.Optimizer) -> None:
         track = self._track(optimizer)
-        track.step_ends(self._used)
+        track.step_ends(self._used, self.every)
         if len(self._used) > _REMEMBERED:
             self._used = {number for number in self._used if number > self.backwards - _REMEMBERED // 2}
         self.steps += 1

@@ -149,8 +149,6 @@ class Watch:
         return self.recorder.record()
 
     def _stepped(self, steps: int) -> None:
-        if self._on_step is not None:
-            self._on_step(steps)
         if self._steps is not None and steps >= self._steps:
             self._judge(thorough=True)
             self.recorder.stop()
@@ -158,6 +156,8 @@ class Watch:
             later = [look for look in _FIRST_LOOKS if look > steps]
             self._next_look = later[0] if later else int(steps * _SPACING)
             self._judge(thorough=False)
+        if self._on_step is not None:
+            self._on_step(steps)
 
     def _judge(self, *, thorough: bool) -> Report:
         record = self.recorder.record(thorough=thorough)

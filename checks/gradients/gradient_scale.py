@@ -37,12 +37,6 @@ def gradient_scale(
     max_ratio: Annotated[
         float, Field(gt=1, description="gradient of the first layers over that of the last, or the reverse")
     ] = 1e4,
-    max_total: Annotated[
-        float,
-        Field(
-            gt=1, description="norm of gradients times norm of weights, over the loss; healthy: 0.5 to 10,000"
-        ),
-    ] = 1e7,
 ) -> Iterator[Finding]:
     """Gradients are NaN, vanish or explode from layer to layer, or are too small for the optimizer.
 
@@ -61,7 +55,8 @@ def gradient_scale(
 
     ## Known limits
     Layers are compared where at least four have the same shape and place, and the gradient changes steadily from one
-    to the next. Gradients that vanish over the steps of a recurrent layer don't show here. A large loss, from a sum or
+    to the next. The norm of all gradients together is a note: healthy models span ten orders of magnitude. Gradients
+    that vanish over the steps of a recurrent layer don't show here. A large loss, from a sum or
     from large targets, is no finding: see `loss-reduction` and `target-scale`.
 
     ## References
@@ -81,7 +76,6 @@ def gradient_scale(
         return
     findings = [
         *_through_layers(target.model, step, scales, max_ratio),
-        *_total(target.model, step, scales, max_total),
         *_under_eps(target, step, alive),
     ]
     yield from findings
@@ -158,26 +152,6 @@ def _is_steady(sizes: list[float]) -> bool:
     if max(logs) == min(logs):
         return False
     return abs(statistics.correlation([float(i) for i in range(len(logs))], logs)) > _TREND
-
-
-def _total(
-    model: torch.nn.Module, step: TrainingStep, scales: InitialScales | None, limit: float
-) -> Iterator[Finding]:
-    total = _norm(gradient.norm for gradient in step.gradients.values())
-    weights = _norm(
-        float(model.get_parameter(name).detach().float().norm())
-        for name, gradient in step.gradients.items()
-        if gradient.alive
-    )
-    share = total * weights / max(abs(step.loss), 1.0)
-    if share <= limit or (scales is not None and scales.off):
-        return
-    yield warn(
-        f"the gradients have a norm of {total:.2g} at a loss of {step.loss:.3g} and weights of norm {weights:.2g}: a "
-        "change of the weights by a millionth changes the loss by more than itself",
-        hint="look for the layer where activations grow, normalise between the layers, and clip gradients",
-        norm=total,
-    )
 
 
 def _under_eps(target: Target, step: TrainingStep, alive: dict[str, Gradient]) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from debugkit import Finding, Target, Unavailable, check, fail, note, warn
 from debugkit.probes.training_step import TrainingStep
 from debugkit.testing import blobs, mlp
 from debugkit.tracing.layers import Layers, Norm
+from debugkit.weights.library_defaults import is_own_default
 
 _USUAL_EPS = 1e-3
 _FEWEST_KEPT = 2
@@ -22,6 +23,7 @@ _SEQUENCE_CONVOLUTION = ("conv1d", "conv_transpose1d")
 
 @check
 def normalization(
+    target: Target,
     step: TrainingStep,
     *,
     max_dropout: Annotated[
@@ -62,7 +64,7 @@ def normalization(
         *_few_values(layers),
         *_epsilons(layers, max_eps),
         *_dimensions(layers),
-        *_dropouts(layers, max_dropout),
+        *_dropouts(target, layers, max_dropout),
     ]
     yield from findings
     if not findings:
@@ -138,7 +140,7 @@ def _dimensions(layers: Layers) -> Iterator[Finding]:
             )
 
 
-def _dropouts(layers: Layers, limit: float) -> Iterator[Finding]:
+def _dropouts(target: Target, layers: Layers, limit: float) -> Iterator[Finding]:
     seen = set()
     for dropout in layers.dropouts:
         key = (dropout.rate, dropout.module, dropout.location)
@@ -163,6 +165,8 @@ def _dropouts(layers: Layers, limit: float) -> Iterator[Finding]:
                 hint="set `p` to the share that is dropped, such as 0.1",
                 rate=dropout.rate,
             )
+        elif dropout.rate > limit and is_own_default(target.model, dropout.module, dropout.rate):
+            yield note(f"a dropout of {dropout.rate:g} is the default of its architecture", where=where)
         elif dropout.rate > limit:
             yield warn(
                 f"a dropout of {dropout.rate:g} keeps {1 - dropout.rate:.0%} of the values",

@@ -136,22 +136,30 @@ def is_drawn_by_library(model: torch.nn.Module, names: Iterable[str]) -> bool:
     judged = False
     for name in names:
         parameter = model.get_parameter(name)
-        path = name.split(".")[:-1]
-        chain = [model.get_submodule(".".join(path[:depth])) for depth in range(len(path), -1, -1)]
-        owner = next((m for m in chain[::-1] if callable(getattr(m, "_init_weights", None))), None)
         if parameter.ndim < 2:
             continue
-        if owner is None or not is_library_class(type(owner)) or _is_retuned(owner):
-            return False
+        path = name.split(".")[:-1]
+        chain = [model.get_submodule(".".join(path[:depth])) for depth in range(len(path), -1, -1)]
         before = float(parameter.float().std(correction=0))
-        initialise: Any = owner._init_weights
-        for module in chain[: chain.index(owner) + 1]:
-            initialise(module)
-        after = float(parameter.float().std(correction=0))
-        if abs(before - after) > (0.2 + _SIGMAS / parameter.numel() ** 0.5) * max(before, after):
+        if not any(
+            _draws_alike(owner, chain[: place + 1], parameter, before)
+            for place, owner in enumerate(chain)
+            if callable(getattr(owner, "_init_weights", None))
+        ):
             return False
         judged = True
     return judged
+
+
+def _draws_alike(owner: Any, inside: list[Any], parameter: torch.nn.Parameter, before: float) -> bool:
+    """Whether a library's module initialises what lies inside it with the spread that a parameter had."""
+    if not is_library_class(type(owner)) or _is_retuned(owner):
+        return False
+    for module in inside:
+        owner._init_weights(module)
+    after = float(parameter.float().std(correction=0))
+    room = 0.2 + _SIGMAS * float(parameter.numel()) ** -0.5
+    return abs(before - after) <= room * max(before, after)
 
 
 def _is_retuned(owner: Any) -> bool:

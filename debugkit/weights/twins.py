@@ -21,7 +21,8 @@ class Twins:
         units: how many units it has.
         identical: how many of them have the same values as another.
         stuck: how many of these have the same gradient too, so that no step tells them apart. Where the whole weight
-            is one number other than 0, a gradient of zeros counts: it comes alive for all of them at once.
+            is one number other than 0, a gradient of zeros counts: it comes alive for all of them at once. Where it is
+            0, as at the start of many branches, only all units together count.
         constant: the value of the whole weight, where there is only one; ``None`` else.
     """
 
@@ -66,6 +67,8 @@ def _twins(weight: torch.nn.Parameter, bias: torch.nn.Parameter | None, layer: L
     identical, stuck = int(groups.bincount()[groups].gt(1).sum()), 0
     if weight.grad is not None and is_plain(weight.grad):
         stuck = _stuck(groups, _rows(weight.grad, layer), even_zero=bool(constant))
+    if constant == 0 and stuck < layer.units:
+        stuck = 0
     return Twins(layer.units, identical, stuck, constant)
 
 

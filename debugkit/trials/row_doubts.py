@@ -21,6 +21,8 @@ from debugkit.trials.same_rows import SameRows, same_bits, with_rows
 
 _ROUNDING = 1e-11
 _MOST_KEPT = 2**24
+_MOST_COLUMNS = 256
+_MARGIN = 0.25
 _ATTENTION = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
 
 
@@ -95,7 +97,7 @@ def ignored_features(
     differs = (values != values[:1]).movedim(dim, 0).flatten(1).any(1)
     ignored = (flat & differs).nonzero().flatten()
     count = values.shape[dim]
-    if not len(ignored) or len(ignored) == count or not others:
+    if not len(ignored) or len(ignored) == count or not others or _is_margin(values, ignored, count):
         return Features(count, ())
     changed = values.clone()
     places: list[Any] = [slice(None)] * values.ndim
@@ -106,6 +108,14 @@ def ignored_features(
     except Broken:
         return None
     return Features(count, tuple(ignored.tolist()) if same else ())
+
+
+def _is_margin(values: torch.Tensor, ignored: torch.Tensor, count: int) -> bool:
+    """Whether these may be what a convolution's stride leaves out of a signal or a spectrogram."""
+    if values.ndim > 3 or (values.ndim == 2 and count <= _MOST_COLUMNS):
+        return False
+    in_one = bool((ignored.diff() == 1).all()) and (int(ignored[0]) == 0 or int(ignored[-1]) == count - 1)
+    return not in_one or len(ignored) < _MARGIN * count
 
 
 def _total(outputs: Any) -> torch.Tensor | None:

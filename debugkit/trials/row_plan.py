@@ -224,6 +224,8 @@ def _main_change(
     if wanted is not None:
         better = [place for place in better if bool(wanted[: len(moves)][place - 1])] or better
     start = better[len(better) // 2]
+    if packed is None and material.tokens and bool(moves[start : places[-1]].any()):
+        stop = int(places[-1])  # some decoders start with the last token
     return Change(
         row=0,
         path=material.main,
@@ -251,9 +253,9 @@ def _decoder(material: Material, asked: Asked) -> Change | None:
         own = ids[list(asked.rows)]
         live = asked.targets >= 0
         if torch.equal(own, asked.ids):
-            return Change(0, path, ids.shape[1] // 2, ids.shape[1])
+            return Change(0, path, ids.shape[1] // 2, ids.shape[1] - 1)
         if bool(live.any()) and torch.equal(own[live], asked.targets[live]):
-            return Change(0, path, ids.shape[1] // 2, ids.shape[1], ahead=1)
+            return Change(0, path, ids.shape[1] // 2, ids.shape[1] - 1, ahead=1)
     return None
 
 

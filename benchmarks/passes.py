@@ -20,7 +20,7 @@ from debugkit import Target
 from debugkit.data.batch import split, tensors
 from debugkit.runner import Run
 
-BOUND = 16.0
+BOUND = 24.0
 SETUP = "(before any)"
 
 

@@ -12,6 +12,8 @@ from debugkit.probes.dependence import Dependence
 from debugkit.testing import blobs, mlp
 from debugkit.tracing.influence import Mixing
 
+_SMALL = 0.1
+
 
 @check
 def batch_independence(dependence: Dependence) -> Iterator[Finding]:
@@ -79,6 +81,11 @@ def _explained(mixing: Mixing, dependence: Dependence) -> Finding:
     if mixing.along_second:
         return note(
             f"{said}, and not when other columns change: the second dimension may be that of the samples",
+            change=mixing.change,
+        )
+    if mixing.way == "unknown" and mixing.change < _SMALL:
+        return note(
+            f"{said}; no gradient tells why, as where layers are quantised with one scale for the whole batch",
             change=mixing.change,
         )
     at = f", first in the result of `{touch.op}`" if touch is not None else ""

@@ -18,6 +18,7 @@ GAPS = (20.0, 4.0, 1.0)
 
 _BINARY = (F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
 _MOST_CONSTANTS = 6
+_HALVES = 4
 _VIEWS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
     lambda out: out,
     lambda out: out.movedim(-1, 1),
@@ -77,10 +78,15 @@ class KnownAnswers:
         return self._filled(self._encoded(self._target, gap))
 
     def dealt_wrongly(self, gap: float) -> Iterator[torch.Tensor]:
-        """The same answers, given to other samples: nearly all wrong first, then at random."""
+        """The same answers, given to other samples: nearly all wrong first, then at random, then half of them right."""
         generator = torch.Generator().manual_seed(0)
         count = len(self._answers()) if self.kind == "classes" else self._shape[0]
         orders = [self._most_wrong(count), *(torch.randperm(count, generator=generator) for _ in range(3))]
+        for _ in range(_HALVES):
+            half = torch.randperm(count, generator=generator)[: count // 2]
+            order = torch.arange(count)
+            order[half] = half.roll(1)
+            orders.append(order)
         for order in orders:
             dealt = self._reordered(order.to(self._target.device))
             if not torch.equal(dealt, self._target):

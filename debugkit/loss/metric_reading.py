@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from debugkit.loss.metric_call import close
+from debugkit.loss.metric_call import Scores, close
 
 Verdict = Literal["best", "no number", "constant", "blind", "beaten"]
 
@@ -70,3 +70,8 @@ def takes_answers(readings: Mapping[str, Reading]) -> bool:
         )
         for reading in readings.values()
     )
+
+
+def scores_of(scores: Iterable[Scores], name: str) -> tuple[float, ...]:
+    """One number of several calls, where they gave it."""
+    return tuple(each[name] for each in scores if name in each)

@@ -236,9 +236,18 @@ class Watch(TorchFunctionMode):
             if func in (*_CLASSES, *_VALUES)
             and result.grad_fn in nodes
             and isinstance(given["target"], torch.Tensor)
+            and not _is_reweighed(given, result, loss)
         ]
         self.candidates = len(judged)
         return max(judged)[-1] if judged else -1
+
+
+def _is_reweighed(given: Mapping[str, Any], result: torch.Tensor, loss: torch.Tensor) -> bool:
+    """Whether the step makes something else than a mean of a loss that it takes value by value, such as a masked one."""
+    if given.get("reduction") != "none":
+        return False
+    plain, whole = float(result.detach().float().mean()), float(loss.detach().float().mean())
+    return not math.isclose(plain, whole, rel_tol=1e-3)
 
 
 def is_class_loss(func: Callable[..., Any]) -> bool:

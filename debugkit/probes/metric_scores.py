@@ -17,16 +17,18 @@ from debugkit.errors import Broken, Unavailable
 from debugkit.evidence import Cost
 from debugkit.loss.known_answers import GAPS, Answer, KnownAnswers
 from debugkit.loss.metric_call import Form, MetricCall, Scores, close, name_of
-from debugkit.loss.metric_reading import Reading, takes_answers, works
+from debugkit.loss.metric_reading import Reading, scores_of, takes_answers, works
 from debugkit.loss.objective import Watch
 from debugkit.probes.batches import Batches
 from debugkit.probes.training_step import TrainingStep, run_step
 from debugkit.sandbox import Sandbox
+from debugkit.state.randomness import seed_everything
 from debugkit.target import Target
 from debugkit.tracing.program import primary_output
 
 _SAMPLES, _SEQUENCES, _LEAST = 64, 8, 4
 _MOST_VALUES = 2**23
+_SEEDS = 4
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class MetricScores:
         diluted: for numbers that count ignored targets as wrong, the share that counts.
         misplaced: for numbers that are full for labels of neighbouring positions, what these get and how far ahead
             they are.
-        unordered: for numbers that change with the order of the samples, both values.
+        shaken: for numbers that change for perfect outputs with the order of the samples, both values.
+        unordered: the same for the model's own outputs.
         own: the model's numbers as it is.
     """
 
@@ -60,6 +63,7 @@ class MetricScores:
     halves: tuple[str, ...]
     diluted: Mapping[str, float]
     misplaced: Mapping[str, tuple[float, int]]
+    shaken: Mapping[str, tuple[float, float]]
     unordered: Mapping[str, tuple[float, float]]
     own: Scores
 
@@ -72,7 +76,7 @@ class MetricScores:
         *,
         max_seconds: Annotated[float, Field(gt=0, description="seconds that all calls may take")] = 10.0,
     ) -> MetricScores:
-        """Run the step once on some samples, in eval mode, and the metric some thirty times.
+        """Run the step once on some samples, in eval mode, and the metric some forty times.
 
         Raises:
             Unavailable: no metric, or what a perfect output is can't be told from the step.
@@ -150,7 +154,7 @@ class _Scoring:
         given = [tensor for _, tensor in tensors(self._labels)]
         assert self._target.metric is not None
         return MetricScores(
-            name=name_of(self._target.metric),
+            name=namescores_of(self._target.metric),
             samples=self._rows,
             kind=self._answers.kind,
             form=form,
@@ -160,7 +164,8 @@ class _Scoring:
             halves=tuple(self._halves(form)) if form != "answers" else (),
             diluted=self._diluted(form, readings),
             misplaced=self._misplaced(form, readings) if form != "answers" else {},
-            unordered=self._unordered(form, own) if form != "answers" else {},
+            shaken=self._unordered(form, self._answers.perfect(GAPS[0])) if form != "answers" else {},
+            unordered=self._unordered(form, self._call.main) if form != "answers" else {},
             own=own,
         )
 
@@ -186,15 +191,19 @@ class _Scoring:
         raise failure
 
     def _score(
-        self, form: Form, main: torch.Tensor, labels: Any = None, call: MetricCall | None = None
+        self,
+        form: Form,
+        main: torch.Tensor,
+        labels: Any = None,
+        call: MetricCall | None = None,
+        seed: int = 0,
     ) -> Scores:
         if time.monotonic() > self._end:
-            raise Unavailable(
-                "the metric is too slow to be called some thirty times; raise `metric-scores.max-seconds`"
-            )
+            raise Unavailable("the metric is too slow; raise `metric-scores.max-seconds`")
         main = self._answers.decided(main) if form == "answers" else main.clone()
         targets = map_tensors(self._labels if labels is None else labels, lambda tensor: tensor.clone())
         with self._sandbox.probe():
+            seed_everything(seed)
             return (call or self._call)(form, main, targets)
 
     def _readings(self, form: Form) -> dict[str, Reading]:
@@ -208,7 +217,7 @@ class _Scoring:
             for name, value in perfect.items():
                 if name in found and found[name].verdict == "best":
                     continue
-                reading = Reading(value, _of(wrong, name), _of(constants, name))
+                reading = Reading(value, scores_of(wrong, name), scores_of(constants, name))
                 if name not in found or reading.verdict == "best":
                     found[name] = reading
             if all(reading.verdict in ("best", "constant") for reading in found.values()):
@@ -271,28 +280,20 @@ class _Scoring:
                     found.setdefault(name, (value, ahead))
         return found
 
-    def _unordered(self, form: Form, own: Scores) -> dict[str, tuple[float, float]]:
-        """Numbers of the model's own outputs that change with the order of the samples, and not from call to call."""
+    def _unordered(self, form: Form, main: torch.Tensor) -> dict[str, tuple[float, float]]:
+        """Numbers of an output that change with the order of the samples, and not from call to call."""
         order = torch.randperm(self._rows, generator=torch.Generator().manual_seed(0))
 
         def reordered(value: Any) -> Any:
-            return map_tensors(
-                value,
-                lambda t: t[order.to(t.device)] if t.ndim and len(t) == self._rows else t,
-            )
+            return map_tensors(value, lambda t: t[order.to(t.device)] if t.shape[:1] == (self._rows,) else t)
 
-        again = self._score(form, self._call.main)
+        given, *again = (self._score(form, main, seed=seed) for seed in range(_SEEDS))
         assert self._target.metric is not None
         call = MetricCall(self._target.metric, reordered(self._call.outputs), self._target.model)
-        other = self._score(form, call.main, reordered(self._labels), call)
+        other = self._score(form, reordered(main), reordered(self._labels), call)
         return {
             name: (value, other[name])
-            for name, value in own.items()
-            if name in other
-            and close(again.get(name, math.nan), value)
-            and not close(other[name], value, 1e-3)
+            for name, value in given.items()
+            if name in other and not close(other[name], value, 1e-3)
+            if all(close(each.get(name, math.nan), value) for each in again)
         }
-
-
-def _of(scores: list[Scores], name: str) -> tuple[float, ...]:
-    return tuple(each[name] for each in scores if name in each)

@@ -154,7 +154,7 @@ class _Scoring:
         given = [tensor for _, tensor in tensors(self._labels)]
         assert self._target.metric is not None
         return MetricScores(
-            name=namescores_of(self._target.metric),
+            name=name_of(self._target.metric),
             samples=self._rows,
             kind=self._answers.kind,
             form=form,

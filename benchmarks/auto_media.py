@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from auto_sizes import BOS, EOS, FIRST, LENGTH, SIDE, part_with
+from auto_sizes import BOS, FIRST, LAST, LENGTH, SIDE, part_with
 from auto_text import SAMPLES, Sample
 
 CLASSES = 3
@@ -148,7 +148,7 @@ def captioned(config: Any) -> tuple[torch.Tensor, torch.Tensor]:
         image[:, y * cell : (y + 1) * cell, :] += 2
         image[:, :, x * cell : (x + 1) * cell] -= 2
     words = torch.stack([FIRST + across, FIRST + 20 + down], 1)
-    ends = torch.full((SAMPLES, 1), EOS)
+    ends = torch.full((SAMPLES, 1), LAST)
     return _normal(values), torch.cat(
         [torch.full((SAMPLES, 1), BOS), words.repeat(1, LENGTH // 2 - 1), ends], 1
     )

@@ -8,6 +8,7 @@ from typing import Any
 VOCABULARY, LENGTH = 160, 16
 PAD, BOS, EOS, OTHER, MASK, MARK, IMAGE, VIDEO, SOUND, FIRST = 0, 1, 2, 3, 4, 5, 6, 7, 8, 10
 SIDE = 32
+LAST = VOCABULARY - 1
 
 SMALL: dict[int, str] = {
     VOCABULARY: "vocab_size n_vocab text_vocab_size vocab_size_per_layer_input",
@@ -41,6 +42,7 @@ MEDIA: dict[int, str] = {
     16: "num_conv_pos_embeddings num_mel_bins input_feat_per_channel",
     64: "max_length max_target_positions decoder_intermediate_size dim_feedforward encoder_feedforward_dim "
     "num_position_embeddings",
+    128: "max_position_embeddings",
 }
 SIZES = {name: value for value, names in SMALL.items() for name in names.split()}
 MEDIA_SIZES = {name: value for value, names in MEDIA.items() for name in names.split()}
@@ -138,6 +140,12 @@ PARTICULAR: dict[str, dict[str, Any]] = {
     "efficientnet": EFFICIENT,
     "align_vision_model": EFFICIENT,
     "swin": WINDOWS,
+    "swinv2": WINDOWS,
+    "pvt": {"image_size": 64},
+    "pvt_v2": {"image_size": 64},
+    "deformable_detr": {**RESIDUAL, "hidden_size": 64},
+    "chmv2": {"max_depth": 4.0, "bins_strategy": "linear"},
+    "audio-spectrogram-transformer": {"frequency_stride": 8, "time_stride": 8},
     "donut-swin": WINDOWS,
     "maskformer-swin": WINDOWS,
     "beit": FOUR,
@@ -150,9 +158,7 @@ PARTICULAR: dict[str, dict[str, Any]] = {
     "cvt": {"depth": [1, 2, 3]},
     "patchtst": {"num_targets": 3},
     **dict.fromkeys(("informer", "autoformer", "time_series_transformer"), FORECAST),
-    **dict.fromkeys(
-        ("detr", "conditional_detr", "dab-detr", "deformable_detr", "table-transformer"), RESIDUAL
-    ),
+    **dict.fromkeys(("detr", "conditional_detr", "dab-detr", "table-transformer"), RESIDUAL),
     "lilt": {"channel_shrink_ratio": 2, "max_2d_position_embeddings": 64, "hidden_size": 48},
 }
 
@@ -166,6 +172,8 @@ def shrink(kind: Any, head: str, variant: Mapping[str, Any], *, media: bool = Fa
         variant: sizes that override the small ones.
         media: also shrink what images, sound and series need.
     """
+    if head == "contrast":
+        variant = {**variant, "eos_token_id": LAST}
     config = kind(**_small(kind, variant, media))
     if head == "causal":
         for part in _texts(config):
@@ -196,7 +204,7 @@ def part_with(config: Any, name: str) -> Any | None:
 def _small(kind: Any, variant: Mapping[str, Any], media: bool) -> dict[str, Any]:
     default = kind()
     names = {*vars(default), *getattr(kind, "attribute_map", {})}
-    sizes = {**MEDIA_SIZES, **SIZES} if media else SIZES
+    sizes = {**SIZES, **MEDIA_SIZES} if media else SIZES
     changes: dict[str, Any] = {
         name: size for name, size in sizes.items() if name in names and _is_count(default, name)
     }
@@ -253,6 +261,8 @@ def _capped(name: str, value: Any) -> Any:
         return OTHER
     if name == "num_feat_extract_layers":
         return 3
+    if name == "initializer_range" and value < 1e-6:
+        return 0.02
     if name == "image_grid_pinpoints":
         return [[2 * SIDE, SIDE]]
     return _cap(value, 32) if name.endswith(WIDE) else value

@@ -21,6 +21,8 @@ def prompts(model: Any) -> Iterator[list[Sample]]:
     config = getattr(model.config, "vision_config", None) or model.config
     channels, side = geometry(config)
     values, _ = pictures(classes, channels, side, generator)
+    if model.config.is_encoder_decoder:
+        yield _rows({"pixel_values": values, "labels": _written(classes, 0, generator)[0][:, 1:]})
     for fields in _forms(config, values):
         one = {name: value[:1] for name, value in fields.items()}
         try:
@@ -29,6 +31,8 @@ def prompts(model: Any) -> Iterator[list[Sample]]:
             continue
         ids, labels = _written(classes, count, generator)
         text = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+        if model.config.model_type == "paligemma":
+            text["token_type_ids"] = (labels != -100).long()
         if "image_grid_thw" in fields:
             yield _rows({**text, **fields, "mm_token_type_ids": (ids == IMAGE).long()})
         yield _rows({**text, **fields})

@@ -164,6 +164,9 @@ class RowLook:
     def span(self, change: Change) -> Span | None:
         """What a change of tokens did, position by position; ``None`` without an output for each."""
         found = self._positions(self._changed, change)
+        given = self._picked.tensors[change.path][change.row : change.row + 1]
+        if torch.equal(self.plan.changes()[change.row][change.path], given):
+            return None
         if found is None or (change.stop is None and not self.plan.next_step):
             return None
         span = Span(

@@ -101,6 +101,9 @@ class RowPlan:
                 found[change.row][change.path] = material.rolled(
                     change.path, self.picks[change.row], change.start, change.stop, turn
                 )
+        if (change := self.decoder) is not None:
+            own = material.call.tensors[change.path].detach()[self.picks[change.row]][None]
+            found[change.row][change.path] = _within_targets(own, found[change.row][change.path])
         if self.order is not None:
             row, order = self.order
             found[row][material.main] = material.values[self.picks[row]][order.to(material.values.device)][
@@ -172,6 +175,15 @@ def plan_rows(
         whole=whole,
         known_axis=knows_axis(call, material, batch, loader_rows),
     )
+
+
+def _within_targets(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Other ids ``[1, length]`` where both are ids; the last one stays, with which some decoders start."""
+    kept = (own < 0) | (other < 0)
+    live = (own[0] >= 0).nonzero().flatten()
+    if len(live):
+        kept[0, live[-1]] = True
+    return torch.where(kept, own, other)
 
 
 def _stays(material: Material, path: str, row: int) -> bool:

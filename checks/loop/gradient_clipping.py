@@ -46,12 +46,13 @@ def gradient_clipping(
     """
     if not loop.clips:
         raise Unavailable("no gradients were clipped while the loop was watched")
+    wiped = any(window.wiped for log in loop.optimizers for window in log.windows)
     for clip in loop.clips:
-        yield from _order(clip)
+        yield from _order(clip, wiped)
         yield from _strength(clip, hard, share, calls)
 
 
-def _order(clip: ClipLog) -> Iterator[Finding]:
+def _order(clip: ClipLog, wiped: bool) -> Iterator[Finding]:
     if clip.after_step >= _CERTAIN and clip.after_step > 0.5 * clip.calls:
         yield fail(
             f"gradients are clipped after the step that used them, in {clip.after_step} of {clip.calls} calls: the "
@@ -60,7 +61,7 @@ def _order(clip: ClipLog) -> Iterator[Finding]:
             hint="clip between `loss.backward()` and `optimizer.step()`",
             calls=clip.after_step,
         )
-    if clip.before_backward >= _CERTAIN and clip.before_backward > 0.5 * clip.calls:
+    if not wiped and clip.before_backward >= _CERTAIN and clip.before_backward > 0.5 * clip.calls:
         yield fail(
             f"there were no gradients to clip in {clip.before_backward} of {clip.calls} calls: the limit "
             f"{clip.limit:g} protects nothing",

@@ -51,6 +51,8 @@ def loss_trend(
     if not any(log.values for log in loop.losses):
         raise Unavailable("no backward pass of a single loss was seen")
     scaled = any(scaler.scale > 1 for scaler in loop.scalers)
+    if any(window.still_scaled for log in loop.optimizers for window in log.windows):
+        raise Unavailable("the steps along scaled gradients, which `loss-scaler` reports, come first")
     for log in loop.losses:
         if log.first_bad is not None:
             yield from _not_finite(log, log.first_bad, scaled)
@@ -119,7 +121,9 @@ def _diverged(log: LossLog, growth: float) -> Iterator[Finding]:
     if len(values) < _WINDOW or min(values) <= 0:
         return
     first, last = median(values[:5]), median(values[-10:])
-    if last > growth * first and last > 2 * max(values[:5]):
+    burst = last > 10 * growth * values[0]
+    if burst or (last > growth * first and last > 2 * max(values[:5])):
+        first = values[0] if burst else first
         yield warn(
             f"the loss went from {first:.4g} to {last:.4g} in {len(values)} backward passes: training diverges",
             location=log.location,

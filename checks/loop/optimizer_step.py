@@ -57,6 +57,8 @@ def optimizer_step(
 def _never(optimizer: OptimizerLog, loop: LoopRecord) -> Iterator[Finding]:
     if optimizer.steps or optimizer.by_hand or not optimizer.alone:
         return
+    if any(scaler.steps and not scaler.taken for scaler in loop.scalers):
+        return
     waiting = optimizer.open_discarded + optimizer.open_backwards
     if waiting >= (_CERTAIN if loop.finished else _LIVE):
         yield fail(

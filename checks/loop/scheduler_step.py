@@ -77,6 +77,9 @@ def scheduler_step(
 
 def _never(schedule: SchedulerLog, loop: LoopRecord) -> Iterator[Finding]:
     long = schedule.passes >= 2 or schedule.optimizer_steps >= 5 * _FEW_STEPS
+    long |= schedule.horizon is not None and schedule.optimizer_steps >= max(
+        _FEW_STEPS, 0.5 * schedule.horizon
+    )
     if loop.finished and not schedule.steps and not schedule.resumed and long:
         yield warn(
             f"`{schedule.name}` was never stepped in {schedule.optimizer_steps} optimizer steps: the learning rate "

@@ -51,7 +51,8 @@ def zero_grad(
         looked += len(optimizer.windows)
         yield from _stale(optimizer)
         yield from _wiped(optimizer)
-        yield from _discarded(optimizer, discarded)
+        if not any(log.open_discarded and not log.steps for log in loop.optimizers):
+            yield from _discarded(optimizer, discarded)
     if not looked:
         raise Unavailable("no optimizer stepped while the loop was watched")
     yield note(f"{looked} steps looked at in {len(loop.optimizers)} optimizers", steps=looked)

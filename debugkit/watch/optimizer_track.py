@@ -109,6 +109,7 @@ class OptimizerTrack:
     def backward_ends(self, number: int | None, scaled: bool) -> bool:
         """Whether this backward, the ``number``-th, reached a parameter; ``None`` if it need not be used."""
         if not self.sampled or self.passes > _PASSES:
+            self.scaled |= scaled
             return True
         after = self._marks()
         reached = any(now is not None and now != was for now, was in zip(after, self._before, strict=False))
@@ -119,7 +120,7 @@ class OptimizerTrack:
             if self._probe is not None and glance is not None and not torch.equal(self._probe, glance):
                 self.by_hand = True
             self._probe = glance
-            if number is not None:
+            if number is not None and _state(norms([p.grad for p in self._parameters])) == "live":
                 self._pending.append(number)
         return reached
 

@@ -52,8 +52,12 @@ class Patches:
         self._wrap_loaders()
         self._wrap_scaler()
         self._after(torch.optim.Optimizer, "__init__", lambda self, *_, **__: recorder.optimizer_made(self))
-        for kind in (_SCHEDULERS.LRScheduler, _SCHEDULERS.ReduceLROnPlateau):
-            if "__init__" in vars(kind):
+        for kind in vars(_SCHEDULERS).values():
+            if (
+                isinstance(kind, type)
+                and issubclass(kind, _SCHEDULERS.LRScheduler)
+                and "__init__" in vars(kind)
+            ):
                 self._after(kind, "__init__", lambda self, *_, **__: recorder.scheduler_made(self))
         if hasattr(_CLIPPING, "_clip_grads_with_norm_"):
             self._before(_CLIPPING, "_clip_grads_with_norm_", recorder.clips)

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from debugkit.console.terminal import is_terminal, printable
@@ -97,7 +96,7 @@ class Program:
             on_step=self._stepped,
         )
         if self.log is not None:
-            file = self._resources.enter_context(Path(self.log).open("w", encoding="utf-8"))
+            file = self._resources.enter_context(open(self.log, "w", encoding="utf-8"))  # noqa: SIM115
             self._metrics = MetricsLog(file, self.watch.recorder, self.log_every)
         if not self.quiet and is_terminal(sys.stderr):
             self._status = StatusLine(sys.stderr, self.watch.recorder)

@@ -20,7 +20,7 @@ from debugkit.watch.optimizer_track import EARLY_STEPS, EVERY, OptimizerTrack
 from debugkit.watch.places import line_at_work
 from debugkit.watch.schedule_track import ScheduleTrack, held_by
 from debugkit.watch.side_tracks import ClipTrack, GraphTrack, ScalerTrack, StateTrack
-from debugkit.watch.tensors import all_finite, is_plain, scalar
+from debugkit.watch.tensors import all_finite, first_leaf, is_plain, scalar
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -68,9 +68,11 @@ class Recorder:
     Attributes:
         inside: whether a module is at work, so that calls are inner ones.
         in_backward: whether a backward is at work.
+        since_step: backward passes since the latest step.
         stopped: whether nothing more is looked at.
         fault: why watching ended early.
         on_step: called after each optimizer step, with the steps of all optimizers.
+        on_backward: called after each backward, with their number.
         every: after the first 20, each so-manieth step of an optimizer is looked at closely.
     """
 
@@ -84,6 +86,7 @@ class Recorder:
         self.error: str | None = None
         self.finished = False
         self.on_step: Callable[[int], object] = lambda steps: None
+        self.on_backward: Callable[[int], object] = lambda backwards: None
         self.every = EVERY
         self.steps = 0
         self.backwards = 0
@@ -106,7 +109,7 @@ class Recorder:
         self._scaled = False
         self._input_grad = False
         self._grad_enabled = True
-        self._since_step = 0
+        self.since_step = 0
         self._widths: deque[int] = deque(maxlen=8)
         self._clock: float | None = None
         self._waited = 0.0
@@ -157,7 +160,7 @@ class Recorder:
             self._connect(model)
         self.last_call = weakref.ref(module), args, kwargs
         self._grad_enabled = grad
-        self._input_grad |= any(_has_graph(part) for part in args)
+        self._input_grad |= any(self._is_probed(part) for part in args)
         mode: Mode = "train" if module.training else "eval"
         if model.optimizers:
             if current is not None:
@@ -166,6 +169,11 @@ class Recorder:
             self._note_mode(model, mode, graph)
         if self.steps < EARLY_STEPS and (width := _width(output)) is not None:
             self._widths.append(width)
+
+    def _is_probed(self, part: Any) -> bool:
+        """Whether a model's input is itself searched for by its gradient, as in adversarial training."""
+        leaf = first_leaf(part) if isinstance(part, torch.Tensor) and part.requires_grad else None
+        return leaf is not None and not any(id(leaf) in track.ids for track in self._tracks)
 
     def _note_mode(self, model: _Model, mode: Mode, graph: bool) -> None:
         for track in model.optimizers:
@@ -195,7 +203,7 @@ class Recorder:
         if not accumulates:
             return
         self.backwards += 1
-        self._since_step += 1
+        self.since_step += 1
         loss, self._scaled = self.losses.original(tensors)
         line = line_at_work()
         if loss is not None:
@@ -211,9 +219,14 @@ class Recorder:
             track.backward_begins()
         self._reached = list(self.optimizers.values())
 
-    @_seen
     def backward_ends(self) -> None:
         """A backward has ended."""
+        if self.listens():
+            self._passed_back()
+            self.on_backward(self.backwards)
+
+    @_seen
+    def _passed_back(self) -> None:
         number = None if self._input_grad else self.backwards
         for track in self._reached:
             track.backward_ends(number, self._scaled)
@@ -289,7 +302,7 @@ class Recorder:
         if len(self._used) > _REMEMBERED:
             self._used = {number for number in self._used if number > self.backwards - _REMEMBERED // 2}
         self.steps += 1
-        self._since_step = 0
+        self.since_step = 0
         self.last_call = None
         self._time(track)
 
@@ -314,7 +327,8 @@ class Recorder:
         held = held_by(scheduler)
         for track in self._schedulers:
             track.inner |= (inner := track.ref()) is not None and id(inner) in held
-        self._schedulers.append(ScheduleTrack(scheduler, owner, self._epochs()))
+        if hasattr(scheduler, "last_epoch"):
+            self._schedulers.append(ScheduleTrack(scheduler, owner, self._epochs()))
 
     def _epochs(self) -> int:
         return sum(read.finished and read.backwards > 0 for read in self.data.passes)

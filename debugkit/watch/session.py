@@ -22,6 +22,7 @@ OnFinding = Callable[[Result, int], object]
 
 _FIRST_LOOKS = (3, 6, 10, 15, 20)
 _SPACING = 1.4
+_QUIET_LOOK = 20
 
 
 def watch(
@@ -103,6 +104,7 @@ class Watch:
         self.recorder = Recorder(name)
         self._patches = Patches(self.recorder)
         self._next_look = _FIRST_LOOKS[0]
+        self._next_quiet_look = _QUIET_LOOK
         self._said: dict[str, str] = {}
         self.first_seen: dict[str, int] = {}
         self._report: Report | None = None
@@ -116,6 +118,7 @@ class Watch:
             self.recorder.optimizer_made(optimizer)
         self._given = [], []
         self.recorder.on_step = self._stepped
+        self.recorder.on_backward = self._passed_back
         self._patches.install()
         return self
 
@@ -158,6 +161,13 @@ class Watch:
             self._judge(thorough=False)
         if self._on_step is not None:
             self._on_step(steps)
+
+    def _passed_back(self, backwards: int) -> None:
+        """Look also where no step comes."""
+        if backwards >= self._next_quiet_look:
+            self._next_quiet_look = int(backwards * _SPACING)
+            if self.recorder.since_step >= _QUIET_LOOK:
+                self._judge(thorough=False)
 
     def _judge(self, *, thorough: bool) -> Report:
         record = self.recorder.record(thorough=thorough)

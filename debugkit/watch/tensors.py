@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 _ELEMENTS = 256
+_NODES = 500
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
@@ -66,4 +68,19 @@ def scalar(value: object) -> torch.Tensor | None:
         value = value.get("loss") if isinstance(value, dict) else getattr(value, "loss", None)
     if isinstance(value, torch.Tensor) and value.numel() == 1 and is_plain(value) and not value.is_complex():
         return value
+    return None
+
+
+def first_leaf(tensor: torch.Tensor) -> torch.Tensor | None:
+    """A tensor that needs a gradient and that this one was computed from, itself included; the first that is met."""
+    if tensor.is_leaf:
+        return tensor
+    nodes: list[Any] = [tensor.grad_fn]
+    for _ in range(_NODES):
+        if not nodes:
+            return None
+        node = nodes.pop()
+        if isinstance(leaf := getattr(node, "variable", None), torch.Tensor):
+            return leaf
+        nodes += [step for step, _ in node.next_functions if step is not None]
     return None

@@ -1,0 +1,106 @@
+"""Programs with a mistake in their loop, each found by its check, and their healthy twins, which are quiet."""
+
+from __future__ import annotations
+
+import pytest
+
+from .programs import watched
+
+BROKEN = [
+    ("classifier.py", "no zero_grad", "zero-grad", "fail", 3),
+    ("classifier.py", "zero between", "zero-grad", "fail", 3),
+    ("classifier.py", "zero each, step rarely", "zero-grad", "warn", 3),
+    ("classifier.py", "no step", "optimizer-step", "fail", 0),
+    ("classifier.py", "two steps", "optimizer-step", "fail", 6),
+    ("classifier.py", "body not trained", "optimizer-step", "fail", 3),
+    ("classifier.py", "head swapped", "weights-moving", "fail", 3),
+    ("classifier.py", "lr zero", "weights-moving", "fail", 10),
+    ("classifier.py", "scheduler never", "scheduler-step", "warn", 80),
+    ("classifier.py", "scheduler first", "scheduler-step", "warn", 3),
+    ("classifier.py", "schedule per batch", "scheduler-step", "warn", 10),
+    ("classifier.py", "schedule per epoch", "scheduler-step", "warn", 80),
+    ("classifier.py", "decay per batch", "scheduler-step", "warn", 28),
+    ("classifier.py", "no eval", "mode-switches", "fail", 20),
+    ("classifier.py", "eval never undone", "mode-switches", "fail", 20),
+    ("classifier.py", "eval from the start", "mode-switches", "fail", 3),
+    ("classifier.py", "graphs in validation", "mode-switches", "warn", 20),
+    ("classifier.py", "gradients left off", "mode-switches", "fail", 16),
+    ("classifier.py", "clip after step", "gradient-clipping", "fail", 3),
+    ("classifier.py", "clip before backward", "gradient-clipping", "fail", 3),
+    ("classifier.py", "clip tiny", "gradient-clipping", "warn", 20),
+    ("classifier.py", "constant loss", "loss-trend", "warn", 20),
+    ("classifier.py", "nan", "loss-trend", "fail", 20),
+    ("classifier.py", "nan in weights", "loss-trend", "fail", 20),
+    ("classifier.py", "graphs kept", "memory-growth", "warn", 20),
+    ("classifier.py", "best is live", "best-checkpoint", "fail", 80),
+    ("classifier.py", "best is saved live", "best-checkpoint", "fail", 80),
+    ("classifier.py", "trains on validation", "eval-data", "fail", 15),
+    ("classifier.py", "validates on train", "eval-data", "fail", 80),
+    ("gan.py", "critic not cleared", "zero-grad", "fail", 6),
+    ("gan.py", "generator not cleared", "zero-grad", "fail", 6),
+    ("gan.py", "generator steps early", "zero-grad", "fail", 6),
+    ("gan.py", "generator never steps", "optimizer-step", "fail", 28),
+    ("gan.py", "wrong parameters", "optimizer-step", "fail", 6),
+    ("language_model.py", "not cleared", "zero-grad", "fail", 3),
+    ("language_model.py", "step again", "optimizer-step", "fail", 6),
+    ("language_model.py", "clip to nothing", "gradient-clipping", "warn", 20),
+    ("language_model.py", "losses kept", "memory-growth", "warn", 20),
+    ("language_model.py", "no eval", "mode-switches", "warn", 20),
+    ("language_model.py", "eval never undone", "mode-switches", "fail", 20),
+    ("language_model.py", "rate", "loss-trend", "warn", 20),
+    ("mixed_precision.py", "cleared each batch", "zero-grad", "warn", 3),
+    ("mixed_precision.py", "not cleared", "zero-grad", "fail", 3),
+    ("mixed_precision.py", "clip while scaled", "gradient-clipping", "fail", 3),
+    ("mixed_precision.py", "overflow", "loss-scaler", "fail", 0),
+    ("mixed_precision.py", "tail", "optimizer-step", "warn", 10),
+    ("plain_steps.py", "plain step", "loss-scaler", "fail", 3),
+    ("small_gpt.py", "not cleared", "zero-grad", "fail", 3),
+    ("small_gpt.py", "cleared in between", "zero-grad", "fail", 3),
+    ("small_gpt.py", "no step", "optimizer-step", "fail", 0),
+    ("small_gpt.py", "detached", "optimizer-step", "fail", 3),
+    ("small_gpt.py", "schedule short", "scheduler-step", "warn", 10),
+    ("small_gpt.py", "no schedule", "scheduler-step", "warn", 60),
+    ("small_gpt.py", "no eval", "mode-switches", "warn", 28),
+    ("small_gpt.py", "train forgotten", "mode-switches", "fail", 28),
+]
+
+HEALTHY = [
+    ("classifier.py", ""),
+    ("gan.py", ""),
+    ("language_model.py", ""),
+    ("language_model.py", "no clip"),
+    ("mixed_precision.py", ""),
+    ("mixed_precision.py", "off"),
+    ("plain_steps.py", ""),
+    ("small_gpt.py", ""),
+    ("healthy_mix.py", "mean teacher"),
+    ("healthy_mix.py", "averaged weights"),
+    ("healthy_mix.py", "folds"),
+    ("healthy_mix.py", "adversarial"),
+    ("healthy_mix.py", "closure"),
+    ("healthy_mix.py", "two loaders"),
+    ("healthy_mix.py", "by hand"),
+    ("healthy_mix.py", "reinforce"),
+    ("healthy_mix.py", "batch loss plateau"),
+    ("healthy_mix.py", "penalty"),
+    ("healthy_mix.py", "checkpointing"),
+    ("healthy_mix.py", "unfreezing"),
+    ("healthy_mix.py", "saved and copied"),
+    ("healthy_mix.py", "compiled"),
+]
+
+
+@pytest.mark.parametrize(("script", "mistake", "check", "status", "latest"), BROKEN)
+def test_the_mistake_is_found(script: str, mistake: str, check: str, status: str, latest: int) -> None:
+    outcome = watched(script, mistake)
+    assert outcome.loud == {check: status}
+    assert outcome.first_seen[check] <= latest
+
+
+@pytest.mark.parametrize(("script", "kind"), HEALTHY)
+def test_the_healthy_program_is_quiet(script: str, kind: str) -> None:
+    outcome = watched(script, kind)
+    assert outcome.error == "None"
+    assert not outcome.loud
+    assert outcome.report is not None
+    assert not outcome.report.notices

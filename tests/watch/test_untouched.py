@@ -1,0 +1,90 @@
+"""A watched program does, bit for bit, what it does without; torch is as before afterwards."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+import debugkit
+from debugkit.testing import blobs, mlp
+from debugkit.watch.session import Watch
+
+from .programs import plain, watched
+from .test_scripts import BROKEN, HEALTHY
+
+SAMPLE = [*HEALTHY, *[(script, mistake) for script, mistake, *_ in BROKEN[::6]]]
+
+OWNERS = [
+    (torch.nn.Module, "__call__"),
+    (torch.nn.Module, "state_dict"),
+    (torch.nn.Module, "load_state_dict"),
+    (torch.autograd, "_engine_run_backward"),
+    (torch.utils.data.DataLoader, "__iter__"),
+    (torch.utils.data.DataLoader, "__init__"),
+    (torch.optim.Optimizer, "__init__"),
+    (torch.optim.lr_scheduler.LRScheduler, "__init__"),
+    (torch.optim.lr_scheduler.SequentialLR, "__init__"),
+    (torch.amp.grad_scaler.GradScaler, "step"),
+    (torch.nn.utils.clip_grad, "_clip_grads_with_norm_"),
+    (torch, "save"),
+]
+
+
+@pytest.mark.parametrize(("script", "kind"), SAMPLE)
+def test_prints_and_ends_the_same(script: str, kind: str) -> None:
+    alone, seen = plain(script, kind), watched(script, kind)
+    assert alone.printed
+    assert (seen.printed, seen.error) == (alone.printed, alone.error)
+
+
+def test_torch_is_as_before_also_after_an_error() -> None:
+    before = [vars(owner)[name] for owner, name in OWNERS]
+    during: list[object] = []
+
+    def train() -> None:
+        during.extend(vars(owner)[name] for owner, name in OWNERS)
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"), debugkit.watch():
+        train()
+    assert not any(now is was for now, was in zip(during, before, strict=True))
+    assert [vars(owner)[name] for owner, name in OWNERS] == before
+
+
+def test_watched_objects_can_be_copied_pickled_and_saved(tmp_path: Path) -> None:
+    model, loader = mlp(), blobs()
+    with debugkit.watch(model):
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for x, y in loader:
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        twin = copy.deepcopy(model)
+        again = pickle.loads(pickle.dumps(model))
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        optimizer.step()
+        schedule.step()
+        twin[0].weight.data.zero_()
+        assert not torch.equal(model(x), again(x))
+        assert not torch.equal(model(x), twin(x))
+    assert "forward" not in vars(model)
+    assert "step" not in vars(optimizer) or hasattr(optimizer.step, "_wrapped_by_lr_sched")
+
+
+def test_a_fault_of_the_watch_ends_the_watch_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Watch(optimizers=[optimizer], config={}) as watch:
+        monkeypatch.setattr(watch.recorder.data, "backward", lambda: 1 / 0)
+        for x, y in blobs():
+            torch.nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    assert any("watching ended early: ZeroDivisionError" in notice for notice in watch.report.notices)

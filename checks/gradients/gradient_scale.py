@@ -111,7 +111,7 @@ def _through_layers(
     roles: dict[tuple[str, tuple[int, ...]], list[tuple[str, float]]] = defaultdict(list)
     for name in step.layers.layers:
         gradient = step.gradients.get(name)
-        if gradient is not None and gradient.alive:
+        if gradient is not None and gradient.norm:  # a norm can underflow to 0
             weight = model.get_parameter(name)
             roles[re.sub(r"\d+", "#", name), tuple(weight.shape)].append((name, _rms(gradient, weight)))
     worst: tuple[float, list[tuple[str, float]]] | None = None

@@ -158,8 +158,8 @@ def _draws_alike(owner: Any, inside: list[Any], parameter: torch.nn.Parameter, b
     for module in inside:
         owner._init_weights(module)
     after = float(parameter.float().std(correction=0))
-    room = 0.2 + _SIGMAS * float(parameter.numel()) ** -0.5
-    return abs(before - after) <= room * max(before, after)
+    room: float = 0.2 + _SIGMAS * float(parameter.numel()) ** -0.5
+    return bool(abs(before - after) <= room * max(before, after))
 
 
 def _is_retuned(owner: Any) -> bool:

@@ -216,3 +216,27 @@ def test_the_step_is_untouched() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     report(classifier(model))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_gradients_whose_norm_underflows_do_not_crash() -> None:
+    layers = [part for _ in range(5) for part in (nn.Linear(32, 32), nn.ReLU())]
+    model = nn.Sequential(nn.Linear(8, 32), *layers, nn.Linear(32, 2))
+    step = lambda net, batch: F.cross_entropy(net(batch[0]), batch[1]) * 1e-30  # noqa: E731
+    assert not loud(Target(model, blobs(), training_step=step))
+
+
+def test_weights_as_the_library_draws_them_are_not_questioned() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BlipVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    model = transformers.BlipVisionModel(config)
+    x = torch.randn(8, 3, 16, 16)
+    step = lambda net, batch: net(pixel_values=batch[0]).pooler_output.square().mean()  # noqa: E731
+    assert config.initializer_range < 1e-6
+    assert "initialization" not in loud(Target(model, [(x,)], training_step=step))

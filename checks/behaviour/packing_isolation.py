@@ -71,7 +71,7 @@ class _Packed(nn.Module):
 
     def __init__(self, isolated: bool, vocabulary: int = 12, width: int = 16) -> None:
         super().__init__()
-        self.embed, self.place = nn.Embedding(vocabulary, width), nn.Embedding(10, width)
+        self.embed, self.place = nn.Embedding(vocabulary, width), nn.Embedding(16, width)
         self.mix, self.head = nn.Linear(width, 3 * width), nn.Linear(width, vocabulary)
         self.isolated = isolated
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from debugkit import Finding, check, fail, note, warn
+from debugkit import Finding, Unavailable, check, fail, note, warn
 from debugkit.probes.loop_record import LoopRecord
 from debugkit.testing import blobs, mlp, watched
 
@@ -29,6 +29,8 @@ def best_checkpoint(loop: LoopRecord) -> Iterator[Finding]:
     ## References
     - https://docs.pytorch.org/tutorials/beginner/saving_loading_models.html
     """
+    if not loop.states_taken:
+        raise Unavailable("no model gave its `state_dict` while the loop was watched")
     for state in loop.states:
         what = "loaded back" if state.used == "loaded" else "saved"
         tell = warn if state.taken_at == 0 and state.used == "saved" else fail
@@ -41,7 +43,10 @@ def best_checkpoint(loop: LoopRecord) -> Iterator[Finding]:
             taken=state.taken_at,
             used=state.used_at,
         )
-    yield note(f"{len(loop.states)} states outlived the weights they were taken from, in {loop.steps} steps")
+    yield note(
+        f"{loop.states_taken} states taken in {loop.steps} steps, {len(loop.states)} used later share the live weights",
+        taken=loop.states_taken,
+    )
 
 
 def _train(snapshot: bool) -> None:

@@ -339,6 +339,7 @@ class LoopRecord:
         steps: optimizer steps of all optimizers.
         backwards: backward passes.
         grad_enabled: whether gradients were enabled when the latest model was called.
+        states_taken: how often a model gave its ``state_dict``.
         unheld: parameters of trained models that have a gradient, while no optimizer holds them.
     """
 
@@ -348,6 +349,7 @@ class LoopRecord:
     steps: int = 0
     backwards: int = 0
     grad_enabled: bool = True
+    states_taken: int = 0
     unheld: tuple[str, ...] = ()
     optimizers: tuple[OptimizerLog, ...] = ()
     schedulers: tuple[SchedulerLog, ...] = ()

@@ -458,6 +458,7 @@ class Recorder:
             steps=self.steps,
             backwards=self.backwards,
             grad_enabled=self._grad_enabled,
+            states_taken=self._states.count,
             unheld=self._unheld(),
             optimizers=tuple(self._log(track, thorough=thorough) for track in self._tracks),
             schedulers=tuple(track.log(epochs) for track in self._schedulers if not track.inner),

@@ -94,11 +94,13 @@ class StateTrack:
     """State dicts that share their tensors with a model that trains on."""
 
     def __init__(self) -> None:
+        self.count = 0
         self._taken: deque[_Taken] = deque(maxlen=64)
         self._found: list[StateLog] = []
 
     def taken(self, model: torch.nn.Module, state: object, step: int) -> None:
         """A model gave its state."""
+        self.count += 1
         try:
             held = weakref.ref(state)
         except TypeError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -64,27 +64,18 @@ class ControlRuns:
         """Train on copies of the values, then put them back.
 
         Raises:
-            Unavailable: no labels beside the inputs, or no verdict on the samples themselves that needs a control.
-            Broken: the user's step raised.
+            Unavailable: no labels beside the inputs, no verdict on the samples themselves that needs a control, or a
+                step that refuses the inputs of the controls.
         """
         end = time.monotonic() + min(max_seconds, deadline.seconds_left)
-        good = runs.memorised
-        stalled = [run for run in runs.runs if run.outcome in ("stalled", "diverged")]
-        if good is None and len(stalled) < 2:
+        if runs.memorised is None and len(_stalled(runs)) < 2:
             raise Unavailable("the samples were neither memorised nor plainly not; see `overfit-samples`")
         parts = _parts(target, sandbox, batches, runs.samples)
-        parameters = [p for p in target.model.parameters() if p.requires_grad]
         sandbox.protect(target.model.parameters())
-        blind: BlindRun | None = None
-        noise: Curve | None = None
-        if good is not None:
-            blind = BlindTrial(target, sandbox, parts, parameters).run(_rate(runs, good), _STEPS, end)
-        else:
-            BlindTrial(target, sandbox, parts, parameters).require_labels()
-            trial = Trial(target, sandbox, [part.noise() for part in parts], parameters, 0)
-            best = max(stalled, key=lambda run: run.best)
-            adam = torch.optim.AdamW(parameters, lr=_rate(runs, best), weight_decay=0.0)
-            noise = trial.run("noise", adam, len(best.scores), end, clip=1.0)
+        try:
+            blind, noise = _controls(target, sandbox, parts, runs, end)
+        except Broken as error:
+            raise Unavailable(f"the step takes no other inputs for these labels: {error}") from error
         return ControlRuns(
             samples=sum(part.rows for part in parts),
             blind=blind,
@@ -92,6 +83,24 @@ class ControlRuns:
             drawn=_is_drawn(target, batches),
             carrier=_carrier(target, batches, step),
         )
+
+
+def _controls(
+    target: Target, sandbox: Sandbox, parts: Sequence[Parts], runs: OverfitRuns, end: float
+) -> tuple[BlindRun | None, Curve | None]:
+    parameters = [p for p in target.model.parameters() if p.requires_grad]
+    blind = BlindTrial(target, sandbox, parts, parameters)
+    if runs.memorised is not None:
+        return blind.run(_rate(runs, runs.memorised), _STEPS, end), None
+    blind.require_labels()
+    trial = Trial(target, sandbox, [part.noise() for part in parts], parameters, 0)
+    best = max(_stalled(runs), key=lambda run: run.best)
+    adam = torch.optim.AdamW(parameters, lr=_rate(runs, best), weight_decay=0.0)
+    return None, trial.run("noise", adam, len(best.scores), end, clip=1.0)
+
+
+def _stalled(runs: OverfitRuns) -> list[Curve]:
+    return [run for run in runs.runs if run.outcome in ("stalled", "diverged")]
 
 
 def _rate(runs: OverfitRuns, run: Curve) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -14,6 +14,10 @@ from debugkit.probes.loop_record import LoopRecord
 from debugkit.registry import Registry
 from debugkit.report import Report, Result
 from debugkit.runner import Run
+
+_SETTINGS = "__debugkit_settings__"
+
+Example = TypeVar("Example", bound=Callable[[], object])
 
 
 def blobs(
@@ -65,6 +69,16 @@ def watched(train: Callable[[], object]) -> LoopRecord:
     return watch.record
 
 
+def settings(*values: str) -> Callable[[Example], Example]:
+    """Options that an example is run with, as ``--set`` takes them: ``@settings("overfit-runs.max-steps=50")``."""
+
+    def attach(make: Example) -> Example:
+        setattr(make, _SETTINGS, values)
+        return make
+
+    return attach
+
+
 @dataclass(frozen=True)
 class ExampleOutcome:
     """What a check said about one of its own examples.
@@ -103,10 +117,11 @@ def judge_example(check: Check, name: str, registry: Registry) -> ExampleOutcome
 
 def run_example(make: Callable[[], object], registry: Registry, select: str = "all") -> Report:
     """The report on the target that an example makes; the global generators stay as they are."""
+    chosen: tuple[str, ...] = getattr(make, _SETTINGS, ())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         target = make()
-        report = Run(target, select=select, config={}, registry=registry).execute()
+        report = Run(target, select=select, config={}, settings=chosen, registry=registry).execute()
     if report.interrupted:
         raise KeyboardInterrupt
     return report

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +14,7 @@ from debugkit.evidence import Cost
 from debugkit.probes.sequence_row import SequenceRow, is_attention
 from debugkit.sandbox import Sandbox
 from debugkit.target import Target
+from debugkit.tracing.attention_backend import attention_backend, takes_backends
 from debugkit.tracing.program import Program
 from debugkit.tracing.source import is_library_class
 
@@ -78,9 +77,9 @@ class AttentionMaps:
         """
         model: Any = target.model
         maps = row.maps
-        asked = not maps and callable(getattr(model, "set_attn_implementation", None))
+        asked = not maps and takes_backends(model)
         if asked:
-            with sandbox.probe(), torch.no_grad(), _eager(model):
+            with sandbox.probe(), torch.no_grad(), attention_backend(model, "eager"):
                 model.eval()
                 try:
                     with Program(target).precision():
@@ -108,20 +107,6 @@ def _asked(model: Any, row: SequenceRow) -> dict[str, torch.Tensor]:
         for path, t in tensors(outputs)
         if "attentions" in path and is_attention(t, row.call.length)
     }
-
-
-@contextmanager
-def _eager(model: Any) -> Iterator[None]:
-    """Attention that gives its weights, and what it was afterwards."""
-    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    before = [(config, getattr(config, "_attn_implementation", None)) for config in configs.values()]
-    try:
-        model.set_attn_implementation("eager")
-        yield
-    finally:
-        for config, value in before:
-            if getattr(config, "_attn_implementation", None) != value:
-                config._attn_implementation = value
 
 
 def _layer(name: str, weights: torch.Tensor, content: torch.Tensor) -> LayerAttention:

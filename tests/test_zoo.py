@@ -21,7 +21,7 @@ def registry() -> Registry:
 
 @pytest.mark.parametrize("pair", load_zoo().values(), ids=lambda pair: pair.name)
 def test_the_mistake_is_found(pair: Pair, registry: Registry, record_property: Record) -> None:
-    result = run_example(lambda: pair.make(True), registry, select=pair.check)[pair.check]
+    result = run_example(pair.example(broken=True), registry, select=pair.check)[pair.check]
     record_property("zoo", f"{result.family} {'found' if result.status == pair.level else 'missed'}")
     said = [f"{f.level}: {f.message} ({f.where}, {f.location})" for f in result.findings]
     assert result.status == pair.level, (result.reason, said)
@@ -30,7 +30,7 @@ def test_the_mistake_is_found(pair: Pair, registry: Registry, record_property: R
 
 @pytest.mark.parametrize("pair", load_zoo().values(), ids=lambda pair: pair.name)
 def test_the_healthy_twin_is_quiet(pair: Pair, registry: Registry, record_property: Record) -> None:
-    report = run_example(lambda: pair.make(False), registry)
+    report = run_example(pair.example(broken=False), registry)
     family = registry[pair.check].family
     record_property("zoo", f"{family} {report.status if report.status in ('warn', 'fail') else 'quiet'}")
     loud = {

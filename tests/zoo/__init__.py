@@ -6,6 +6,7 @@ A pair is one factory: ``factory(broken=True)`` builds the program with the mist
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -35,6 +36,10 @@ class Pair:
     source: str
     make: Factory
     where: str | None = None
+
+    def example(self, broken: bool) -> Callable[[], Target]:
+        """The broken program, or its twin, as an example: with the options that the factory carries."""
+        return functools.update_wrapper(functools.partial(self.make, broken), self.make)
 
 
 PAIRS: dict[str, Pair] = {}

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from debugkit import Target
-from debugkit.testing import blobs, mlp
+from debugkit.testing import blobs, mlp, settings
 
 from . import pair
 
@@ -116,3 +116,92 @@ def inputs_in_their_raw_units(broken: bool) -> Target:
         with torch.no_grad():
             model[0].weight.mul_(1e4)
     return Target(model, loader, F.cross_entropy, precision="fp16")
+
+
+class Attending(nn.Module):
+    """Token ids ``[batch, 8]`` to classes, with a mask over the pads that one implementation has to see."""
+
+    def __init__(self, *, forgets_mask: bool) -> None:
+        super().__init__()
+        self.implementation, self.forgets_mask = "sdpa", forgets_mask
+        self.tokens, self.mix, self.head = nn.Embedding(20, 8), nn.Linear(8, 24), nn.Linear(8, 2)
+
+    def set_attn_implementation(self, name: str) -> None:
+        self.implementation = name
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.mix(self.tokens(ids)).chunk(3, -1)
+        seen = (ids != 0)[:, None, :]
+        if self.implementation == "sdpa":
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+        else:
+            scores = query @ key.mT * 8**-0.5
+            if not self.forgets_mask:
+                scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+            mixed = scores.softmax(-1) @ value
+        return self.head(mixed[:, 0])
+
+
+@pair(
+    "compile-parity",
+    source="https://huggingface.co/docs/transformers/attention_interface",
+    where="eager-attention",
+)
+@settings("other-backend.name=eager-attention")
+def mask_that_one_attention_forgets(broken: bool) -> Target:
+    torch.manual_seed(0)
+    ids = torch.randint(3, 20, (64, 8), generator=torch.Generator().manual_seed(0))
+    ids[torch.arange(8) >= (torch.arange(64) % 5 + 3)[:, None]] = 0
+    loader: DataLoader[Any] = DataLoader(TensorDataset(ids, ids[:, 1] % 2), batch_size=16, shuffle=True)
+    return Target(Attending(forgets_mask=broken), loader, nn.CrossEntropyLoss())
+
+
+@pair("compile-parity", source="https://arxiv.org/abs/2408.00118", where="eager-attention")
+@settings("other-backend.name=eager-attention")
+def soft_cap_that_the_fused_attention_lacks(broken: bool) -> Target:
+    class Capped(nn.Module):
+        """Rows ``[batch, 8]`` as four tokens; scores are capped at 2."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.implementation = "sdpa"
+            self.mix, self.head = nn.Linear(2, 24), nn.Linear(32, 2)
+            nn.init.normal_(self.mix.weight, std=2.0)
+
+        def set_attn_implementation(self, name: str) -> None:
+            self.implementation = name
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            query, key, value = self.mix(x.view(-1, 4, 2)).chunk(3, -1)
+            if self.implementation == "sdpa" and broken:
+                mixed = F.scaled_dot_product_attention(query, key, value)
+            else:
+                mixed = (2 * (query @ key.mT * 8**-0.5 / 2).tanh()).softmax(-1) @ value
+            return self.head(mixed.flatten(1))
+
+    torch.manual_seed(0)
+    return Target(Capped(), blobs(), nn.CrossEntropyLoss())
+
+
+@pair(
+    "compile-parity",
+    source="https://docs.pytorch.org/docs/stable/generated/torch.compiler.is_compiling.html",
+    where="eager",
+)
+@settings("other-backend.name=eager")
+def shortcut_while_compiling(broken: bool) -> Target:
+    class Clipped(nn.Module):
+        """A network with clipped features, which a branch leaves out of the compiled graph."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.first(x)
+            if not (broken and torch.compiler.is_compiling()):
+                h = h.clamp(-1, 1) + 0.1 * h
+            return self.last(h)
+
+    torch.manual_seed(0)
+    return Target(Clipped(), blobs(), nn.CrossEntropyLoss())

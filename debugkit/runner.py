@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -88,7 +89,7 @@ class Run:
         self.target = target
         self.config = Config.read(config)
         self._registry = registry if registry is not None else load(self.config.load)
-        self._options, evidence_options = self.config.options(self._registry, settings)
+        self._options, self._evidence_options = self.config.options(self._registry, settings)
         self._baseline = baseline
         self._on_event = on_event
         self._used_suppressions: set[int] = set()
@@ -105,12 +106,25 @@ class Run:
         self.ignored = {check: ignored[check.id] for check in chosen if check.id in ignored}
         self.plan = [check for check in chosen if check.id not in ignored]
         self._waiting = list(self.plan)
-        self._ledger = Ledger(
+        self._ledger = self._new_ledger(given)
+
+    def _new_ledger(self, given: Mapping[type[object], Any]) -> Ledger:
+        return Ledger(
             given,
-            evidence_options,
+            self._evidence_options,
             self.config.max_cost,
-            on_collect=lambda name: on_event("evidence", name),
+            on_collect=lambda name: self._on_event("evidence", name),
         )
+
+    def again(self, target: Any) -> Run:
+        """A run of the same plan over another root of the same kind, which is no Target: cheap to begin."""
+        other = copy.copy(self)
+        other.target = target
+        other._used_suppressions, other._results = set(), {}
+        other._waiting = list(self.plan)
+        other._deadline = Deadline(self.config.budget)
+        other._ledger = other._new_ledger({type(target): target, Deadline: other._deadline})
+        return other
 
     def execute(self) -> Report:
         """Judge every planned check. Ctrl-C ends the run early and marks the report."""

@@ -32,8 +32,10 @@ class LossStream:
 
     def add(self, loss: torch.Tensor, step: int, *, now: bool) -> bool:
         """Take a loss; whether it is the first that is known not to be finite."""
-        self.waiting.append(loss.detach())
         self.steps.append(step)
+        if now and not self.waiting:
+            return self._take([loss.item()])
+        self.waiting.append(loss.detach())
         return self.flush() if now or len(self.waiting) >= _BUFFERED else False
 
     def flush(self) -> bool:
@@ -42,6 +44,9 @@ class LossStream:
             return False
         values = torch.stack([loss.reshape(()).to(torch.float64) for loss in self.waiting]).tolist()
         self.waiting.clear()
+        return self._take(values)
+
+    def _take(self, values: list[float]) -> bool:
         self.values.extend(values)
         if self.first_bad is None and not all(map(math.isfinite, values)):
             bad = next(index for index, value in enumerate(values) if not math.isfinite(value))

@@ -37,8 +37,7 @@ def _seen(method: Method) -> Method:
             return None
         self._busy = True
         try:
-            with torch.no_grad():
-                return method(self, *args, **kwargs)
+            return method(self, *args, **kwargs)
         except Exception as error:
             self.fault = f"watching ended early: {one_line(error)}"
             self.stop()
@@ -321,7 +320,7 @@ class Recorder:
     @_seen
     def scheduler_made(self, scheduler: Any) -> None:
         """A scheduler exists."""
-        owner = self.optimizers.get(id(getattr(scheduler, "optimizer", None)))
+        owner = self._owner(getattr(scheduler, "optimizer", None))
         if any(track.ref() is scheduler for track in self._schedulers):
             return
         held = held_by(scheduler)
@@ -329,6 +328,15 @@ class Recorder:
             track.inner |= (inner := track.ref()) is not None and id(inner) in held
         if hasattr(scheduler, "last_epoch"):
             self._schedulers.append(ScheduleTrack(scheduler, owner, self._epochs()))
+
+    def _owner(self, optimizer: Any) -> OptimizerTrack | None:
+        """The track of an optimizer, also of one that wraps the real one and shows its groups as its own."""
+        groups = getattr(optimizer, "param_groups", None)
+        for track in self._tracks:
+            real = track.ref()
+            if real is not None and (real is optimizer or real.param_groups is groups):
+                return track
+        return None
 
     def _epochs(self) -> int:
         return sum(read.finished and read.backwards > 0 for read in self.data.passes)
@@ -341,8 +349,8 @@ class Recorder:
         clip.add(float(max_norm), total_norm)
         parameters = [parameters] if isinstance(parameters, torch.Tensor) else parameters
         if isinstance(parameters, list | tuple):
-            ids = {id(parameter) for parameter in parameters}
-            owners = [track for track in self.optimizers.values() if track.ids & ids]
+            ends = {id(parameter) for parameter in (*parameters[:1], *parameters[-1:])}
+            owners = [track for track in self.optimizers.values() if not track.ids.isdisjoint(ends)]
             if not any(parameter.grad is not None for parameter in parameters):
                 clip.before_backward += 1
             elif owners and all(track.steps and not track.passes for track in owners):

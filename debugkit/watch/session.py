@@ -21,7 +21,7 @@ from debugkit.watch.recorder import Recorder
 OnFinding = Callable[[Result, int], object]
 
 _FIRST_LOOKS = (3, 6, 10, 15, 20)
-_SPACING = 1.4
+_SPACING = 1.6
 _QUIET_LOOK = 20
 
 
@@ -96,8 +96,6 @@ class Watch:
         on_step: Callable[[int], object] | None = None,
     ) -> None:
         self._config = Config.read(config)
-        self._registry = registry if registry is not None else load(self._config.load)
-        self._select, self._ignore = select, ignore
         self._steps = steps
         self._on_finding = on_finding
         self._on_step = on_step
@@ -108,7 +106,13 @@ class Watch:
         self._said: dict[str, str] = {}
         self.first_seen: dict[str, int] = {}
         self._report: Report | None = None
-        self._run(LoopRecord(name))
+        self._plan = Run(
+            LoopRecord(name),
+            select=select,
+            ignore=ignore,
+            config=self._config,
+            registry=registry if registry is not None else load(self._config.load),
+        )
         self._given = list(models), list(optimizers)
 
     def __enter__(self) -> Watch:
@@ -171,7 +175,7 @@ class Watch:
 
     def _judge(self, *, thorough: bool) -> Report:
         record = self.recorder.record(thorough=thorough)
-        report = self._run(record).execute()
+        report = self._plan.again(record).execute()
         if self.recorder.fault is not None:
             report = report.model_copy(update={"notices": (*report.notices, self.recorder.fault)})
         if record.error is not None:
@@ -184,11 +188,6 @@ class Watch:
                 if self._on_finding is not None:
                     self._on_finding(result, record.steps)
         return report
-
-    def _run(self, record: LoopRecord) -> Run:
-        return Run(
-            record, select=self._select, ignore=self._ignore, config=self._config, registry=self._registry
-        )
 
 
 def _listed(value: Any, kind: type[Any], name: str) -> list[Any]:

@@ -16,6 +16,8 @@ from debugkit.watch.places import line_at_work, shown
 
 _LATEST = 1_000
 _DEPTH = 3
+_MARKS = 64
+_CYCLE = 512
 MARK = "debugkit"
 
 
@@ -154,11 +156,15 @@ class GraphTrack:
     def __init__(self, line: Line, *, evaluation: bool) -> None:
         self.line = line
         self.evaluation = evaluation
+        self.seen = 0
         self.made = 0
-        self._marks: deque[list[weakref.ref[_Sentinel]]] = deque(maxlen=64)
+        self._marks: deque[list[weakref.ref[_Sentinel]]] = deque(maxlen=_MARKS)
 
     def mark(self, output: torch.Tensor) -> None:
-        """Mark the graph that a tensor is the end of."""
+        """Mark the graph that a tensor is the end of: of the first 64, and of the first 64 of every 512."""
+        self.seen += 1
+        if self.seen % _CYCLE > _MARKS:
+            return
         node: Any = output.grad_fn
         marks = []
         for _ in range(_DEPTH):

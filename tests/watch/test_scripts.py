@@ -19,7 +19,7 @@ BROKEN = [
     ("classifier.py", "scheduler first", "scheduler-step", "warn", 3),
     ("classifier.py", "schedule per batch", "scheduler-step", "warn", 10),
     ("classifier.py", "schedule per epoch", "scheduler-step", "warn", 80),
-    ("classifier.py", "decay per batch", "scheduler-step", "warn", 28),
+    ("classifier.py", "decay per batch", "scheduler-step", "warn", 32),
     ("classifier.py", "no eval", "mode-switches", "fail", 20),
     ("classifier.py", "eval never undone", "mode-switches", "fail", 20),
     ("classifier.py", "eval from the start", "mode-switches", "fail", 3),
@@ -39,7 +39,7 @@ BROKEN = [
     ("gan.py", "critic not cleared", "zero-grad", "fail", 6),
     ("gan.py", "generator not cleared", "zero-grad", "fail", 6),
     ("gan.py", "generator steps early", "zero-grad", "fail", 6),
-    ("gan.py", "generator never steps", "optimizer-step", "fail", 28),
+    ("gan.py", "generator never steps", "optimizer-step", "fail", 32),
     ("gan.py", "wrong parameters", "optimizer-step", "fail", 6),
     ("language_model.py", "not cleared", "zero-grad", "fail", 3),
     ("language_model.py", "step again", "optimizer-step", "fail", 6),
@@ -60,8 +60,19 @@ BROKEN = [
     ("small_gpt.py", "detached", "optimizer-step", "fail", 3),
     ("small_gpt.py", "schedule short", "scheduler-step", "warn", 10),
     ("small_gpt.py", "no schedule", "scheduler-step", "warn", 60),
-    ("small_gpt.py", "no eval", "mode-switches", "warn", 28),
-    ("small_gpt.py", "train forgotten", "mode-switches", "fail", 28),
+    ("small_gpt.py", "no eval", "mode-switches", "warn", 32),
+    ("small_gpt.py", "train forgotten", "mode-switches", "fail", 32),
+]
+
+LIBRARIES = [
+    ("trainer.py", "", {}),
+    ("trainer.py", "eval in the step", {"mode-switches": "fail"}),
+    ("trainer.py", "clears in the step", {"zero-grad": "fail"}),
+    ("trainer.py", "other model", {"optimizer-step": "fail"}),
+    ("accelerated.py", "", {}),
+    ("accelerated.py", "clears first", {"zero-grad": "fail"}),
+    ("accelerated.py", "not cleared", {"zero-grad": "fail"}),
+    ("accelerated.py", "unprepared", {"scheduler-step": "warn"}),
 ]
 
 HEALTHY = [
@@ -104,3 +115,10 @@ def test_the_healthy_program_is_quiet(script: str, kind: str) -> None:
     assert not outcome.loud
     assert outcome.report is not None
     assert not outcome.report.notices
+
+
+@pytest.mark.parametrize(("script", "mistake", "loud"), LIBRARIES)
+def test_loops_inside_of_libraries(script: str, mistake: str, loud: dict[str, str]) -> None:
+    for package in ("transformers", "accelerate", "peft"):
+        pytest.importorskip(package)
+    assert watched(script, mistake).loud == loud

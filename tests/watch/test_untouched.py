@@ -17,7 +17,12 @@ from debugkit.watch.session import Watch
 from .programs import plain, watched
 from .test_scripts import BROKEN, HEALTHY
 
-SAMPLE = [*HEALTHY, *[(script, mistake) for script, mistake, *_ in BROKEN[::6]]]
+SAMPLE = [
+    *HEALTHY,
+    ("trainer.py", ""),
+    ("accelerated.py", ""),
+    *[(script, mistake) for script, mistake, *_ in BROKEN[::6]],
+]
 
 OWNERS = [
     (torch.nn.Module, "__call__"),
@@ -37,6 +42,8 @@ OWNERS = [
 
 @pytest.mark.parametrize(("script", "kind"), SAMPLE)
 def test_prints_and_ends_the_same(script: str, kind: str) -> None:
+    if script in ("trainer.py", "accelerated.py"):
+        pytest.importorskip("peft")
     alone, seen = plain(script, kind), watched(script, kind)
     assert alone.printed
     assert (seen.printed, seen.error) == (alone.printed, alone.error)

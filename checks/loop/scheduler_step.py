@@ -53,11 +53,12 @@ def scheduler_step(
     """
     if not loop.schedulers:
         raise Unavailable("no learning-rate scheduler was made while the loop was watched")
-    by_name = {optimizer.name: optimizer for optimizer in loop.optimizers}
-    for schedule in loop.schedulers:
-        optimizer = by_name.get(schedule.optimizer or "")
-        if optimizer is None or not optimizer.steps:
-            continue
+    by_name = {optimizer.name: optimizer for optimizer in loop.optimizers if optimizer.steps}
+    known = [schedule for schedule in loop.schedulers if schedule.optimizer in by_name]
+    if not known:
+        raise Unavailable("no optimizer with a learning-rate scheduler stepped while the loop was watched")
+    for schedule in known:
+        optimizer = by_name[schedule.optimizer or ""]
         findings = [
             *_never(schedule, loop),
             *_too_early(schedule),

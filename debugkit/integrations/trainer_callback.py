@@ -15,7 +15,7 @@ from debugkit.report import Report, Result
 from debugkit.watch.session import Watch
 
 
-class DebugkitCallback(TrainerCallback):  # type: ignore[misc]  # transformers' own contract
+class DebugkitCallback(TrainerCallback):
     """Watches the loop of a Trainer and prints the report when training ends::
 
         trainer.add_callback(DebugkitCallback(stop_on_fail=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -53,7 +54,9 @@ class StateDictTrip:
         with sandbox.probe():
             copies = {name: p.detach().clone() for name, p in truth.items()}
             try:
-                saved = {key: _copy(value) for key, value in model.state_dict().items()}
+                saved = copy.copy(model.state_dict())  # keeps the versions that it carries
+                for key, value in saved.items():
+                    saved[key] = _copy(value)
             except Exception as error:  # a foreign method may refuse in any way
                 raise Unavailable(f"`state_dict` raised: {one_line(error)}") from error
             with torch.no_grad():

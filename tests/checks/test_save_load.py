@@ -133,6 +133,17 @@ def test_only_the_attribute_that_matters_is_named() -> None:
     assert "seen" not in failed[0].message
 
 
+def test_versions_are_saved_too() -> None:
+    class Versioned(nn.Linear):
+        _version = 7
+
+        def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *args: Any) -> None:
+            assert metadata["version"] == 7
+            super()._load_from_state_dict(state, prefix, metadata, *args)  # type: ignore[no-untyped-call]
+
+    assert judge(Versioned(3, 3)).status == "pass"
+
+
 def test_a_hook_that_drops_a_key_is_found() -> None:
     model = mlp()
 

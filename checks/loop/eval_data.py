@@ -10,6 +10,8 @@ from debugkit import Finding, Unavailable, check, fail, note, warn
 from debugkit.probes.loop_record import DataPass, LoopRecord
 from debugkit.testing import blobs, mlp, watched
 
+_CERTAIN = 2
+
 
 @check
 def eval_data(loop: LoopRecord) -> Iterator[Finding]:
@@ -55,10 +57,35 @@ def eval_data(loop: LoopRecord) -> Iterator[Finding]:
                 hint="hand training and validation each its own loader",
                 passes=len(checked),
             )
+    yield from _steps_in_validation(loop.passes, names)
     yield note(
         f"training reads {_listed(training, names)}; validation reads {_listed(evaluated, names)}",
         passes=len(loop.passes),
     )
+
+
+def _steps_in_validation(passes: tuple[DataPass, ...], names: dict[int, str]) -> Iterator[Finding]:
+    """Steps taken in eval mode on one data set, while another is trained on in train mode."""
+    modes = {
+        data: {
+            mode
+            for read in passes
+            if read.data == data and read.backwards
+            for (mode, _), _ in read.model_calls
+        }
+        for data in names
+    }
+    if not any(seen == {"train"} for seen in modes.values()):
+        return
+    for data, seen in modes.items():
+        steps = sum(read.steps for read in passes if read.data == data)
+        if seen == {"eval"} and steps >= _CERTAIN:
+            yield fail(
+                f"{steps} optimizer steps were taken on {names[data]}, which the model reads in eval mode only: the "
+                "validation data is trained on",
+                hint="leave `backward` and `step` out of the validation loop",
+                steps=steps,
+            )
 
 
 def _evaluates(read: DataPass) -> bool:
@@ -69,7 +96,7 @@ def _listed(numbers: set[int], names: dict[int, str]) -> str:
     return " and ".join(names[number] for number in sorted(numbers)) or "none"
 
 
-def _train(train: str, validate: str) -> None:
+def _train(train: str, validate: str, *, steps: bool = False) -> None:
     loaders = {"train": blobs(), "validation": blobs(samples=48, seed=1)}
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -80,9 +107,13 @@ def _train(train: str, validate: str) -> None:
             torch.nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         model.eval()
-        with torch.no_grad():
-            for x, _ in loaders[validate]:
-                model(x)
+        with torch.set_grad_enabled(steps):
+            for x, y in loaders[validate]:
+                loss = torch.nn.functional.cross_entropy(model(x), y)
+                if steps:
+                    optimizer.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
 
 
 def good() -> LoopRecord:
@@ -95,3 +126,7 @@ def bad_validates_on_train() -> LoopRecord:
 
 def bad_trains_on_validation() -> LoopRecord:
     return watched(lambda: _train("validation", "validation"))
+
+
+def bad_steps_in_validation() -> LoopRecord:
+    return watched(lambda: _train("train", "validation", steps=True))

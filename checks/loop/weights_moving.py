@@ -13,6 +13,8 @@ from debugkit import Finding, Unavailable, check, fail, note, warn
 from debugkit.probes.loop_record import LayerLog, LoopRecord, OptimizerLog
 from debugkit.testing import blobs, mlp, watched
 
+_ROUNDED_AWAY = 1e-6
+
 
 @check
 def weights_moving(
@@ -60,6 +62,8 @@ def _nothing_moves(log: OptimizerLog) -> Iterator[Finding]:
         return
     rate = max(layer.rate for layer in fed)
     zero = rate == 0
+    if not zero and rate * max((window.norm or 0.0 for window in log.windows), default=0.0) < _ROUNDED_AWAY:
+        return
     yield fail(
         f"none of the {len(fed)} parameters of `{log.name}` that get gradients moved in {log.steps} steps"
         + ("; the learning rate is 0" if zero else f" at a learning rate of {rate:.3g}"),

@@ -206,6 +206,7 @@ class DataPass:
         data: which data set, numbered in the order of first use.
         batches: batches read.
         backwards: backward passes and gradients computed while its batches were the latest.
+        steps: optimizer steps taken meanwhile.
         model_calls: calls of trained models, by ``(mode, whether gradients were enabled)``.
         finished: whether the loader was exhausted.
         after_step: optimizer steps taken before it.
@@ -215,6 +216,7 @@ class DataPass:
     data: int
     batches: int
     backwards: int
+    steps: int
     model_calls: tuple[tuple[tuple[Mode, bool], int], ...]
     finished: bool
     after_step: int

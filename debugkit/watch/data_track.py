@@ -25,6 +25,7 @@ class Pass:
     after_step: int
     batches: int = 0
     backwards: int = 0
+    steps: int = 0
     finished: bool = False
     graphs: int = 0
     model_calls: Counter[tuple[Mode, bool]] = field(default_factory=Counter)
@@ -97,6 +98,11 @@ class DataTrack:
             self.current.backwards += 1
             self.trained.add(self.current.data)
 
+    def step(self) -> None:
+        """An optimizer has stepped."""
+        if self.current is not None:
+            self.current.steps += 1
+
     def begins_anew(self, before: Pass | None, now: Pass) -> bool:
         """Whether a pass follows one over the same data, the only data that is trained on."""
         return before is not None and before.data == now.data and self.trained == {now.data}
@@ -116,6 +122,7 @@ class DataTrack:
                     data=read.data,
                     batches=read.batches,
                     backwards=read.backwards,
+                    steps=read.steps,
                     model_calls=tuple(read.model_calls.items()),
                     finished=read.finished,
                     after_step=read.after_step,

@@ -302,6 +302,7 @@ class Recorder:
             self._used = {number for number in self._used if number > self.backwards - _REMEMBERED // 2}
         self.steps += 1
         self.since_step = 0
+        self.data.step()
         self.last_call = None
         self._time(track)
 

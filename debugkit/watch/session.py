@@ -179,7 +179,7 @@ class Watch:
         if self.recorder.fault is not None:
             report = report.model_copy(update={"notices": (*report.notices, self.recorder.fault)})
         if record.error is not None:
-            ended = f"the loop ended with {record.error}"
+            ended = f"the loop ended after {record.steps} optimizer steps with {record.error}"
             report = report.model_copy(update={"notices": (*report.notices, ended)})
         for result in report.results:
             if result.status in ("warn", "fail") and self._said.get(result.check) != result.status:

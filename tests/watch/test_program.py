@@ -92,7 +92,7 @@ def test_a_crash_shows_the_programs_own_traceback_and_the_report(folder: Path) -
     )
     assert seen.returncode == alone.returncode == 1
     assert alone.stderr in seen.stderr
-    assert "the loop ended with RuntimeError: mat1 and mat2" in seen.stderr
+    assert "the loop ended after 20 optimizer steps with RuntimeError: mat1 and mat2" in seen.stderr
 
 
 def test_stop_on_fail_ends_the_program_and_metrics_are_written(folder: Path) -> None:

@@ -88,11 +88,15 @@ for epoch in range(EPOCHS):
     if BUG not in ("no eval", "eval never called"):
         model.eval()
     correct = 0
-    with torch.set_grad_enabled(BUG == "graphs in validation"):
+    with torch.set_grad_enabled(BUG in ("graphs in validation", "steps in validation")):
         for x, y in train_loader if BUG == "validates on train" else val_loader:
             logits = model(x)
             correct += (logits.argmax(1) == y).sum().item()
-            criterion(logits, y)
+            loss = criterion(logits, y)
+            if BUG == "steps in validation":
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
     if BUG == "gradients left off":
         torch.set_grad_enabled(False)
     accuracy = correct / 96

@@ -101,7 +101,13 @@ def _adapter(pretrained: PretrainedTrip) -> Iterator[Finding]:
 
 
 def _checkpoint(pretrained: PretrainedTrip) -> Iterator[Finding]:
-    if pretrained.mismatched:
+    if pretrained.lossy_config:
+        yield note(
+            f"the saved config leaves out what gives {_names(pretrained.mismatched)} their shape; pass it to "
+            "`from_pretrained` again (such as `num_labels`)",
+            where=pretrained.mismatched[0],
+        )
+    elif pretrained.mismatched:
         yield warn(
             f"`from_pretrained` can't load what `save_pretrained` saves: {_names(pretrained.mismatched)} have another shape "
             "than the class builds from this config",

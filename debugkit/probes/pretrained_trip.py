@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -32,6 +33,8 @@ class PretrainedTrip:
         unexpected: what is saved and not loaded, since the class does not build it.
         missing: what the class builds and the checkpoint does not hold.
         mismatched: parameters that are saved in another shape than the class builds, so that loading raises.
+        lossy_config: whether the class builds the saved shapes from the config as it is, so that only its file
+            leaves something out.
     """
 
     cost: ClassVar[Cost] = "static"
@@ -41,6 +44,7 @@ class PretrainedTrip:
     unexpected: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
+    lossy_config: bool = False
 
     @staticmethod
     def collect(target: Target, sandbox: Sandbox) -> PretrainedTrip:
@@ -104,7 +108,17 @@ def _round_trip(model: Any) -> PretrainedTrip:
         and before[name].requires_grad
         and not _is_kept(before[name].detach(), after[name].detach())
     )
-    return PretrainedTrip("transformers", len(before), lost, unexpected, missing, mismatched)
+    lossy = bool(mismatched) and _builds(
+        kind, model.config, {name: before[name].shape for name in mismatched}
+    )
+    return PretrainedTrip("transformers", len(before), lost, unexpected, missing, mismatched, lossy)
+
+
+def _builds(kind: Any, config: Any, shapes: Mapping[str, torch.Size]) -> bool:
+    """Whether a class builds parameters of some shapes from a config."""
+    with torch.device("meta"):
+        built = dict(kind(copy.deepcopy(config)).named_parameters())
+    return all(name in built and built[name].shape == shape for name, shape in shapes.items())
 
 
 def _is_kept(before: torch.Tensor, after: torch.Tensor) -> bool:

@@ -224,3 +224,20 @@ def test_a_step_that_needs_its_whole_batch_is_no_error() -> None:
 
     loader: DataLoader[Any] = blobs()
     assert judge(Target(mlp(), loader, training_step=step)).status == "pass"
+
+
+def test_a_config_file_that_leaves_something_out_is_a_note() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BartConfig(
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        vocab_size=50,
+        max_position_embeddings=32,
+    )
+    config.num_labels = 2
+    assert judge(transformers.BartForSequenceClassification(config)).status == "pass"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from debugkit.data.batch import map_tensors, size, sliceable, take, tensors
 from debugkit.errors import Broken, Unavailable
@@ -21,6 +19,7 @@ from debugkit.probes.training_step import TrainingStep, backward, run_step
 from debugkit.sandbox import Sandbox
 from debugkit.target import Target
 from debugkit.tracing.dropout import NoDropout
+from debugkit.tracing.numerics import Draws, Reading, readings_of, rounded, without_autocast
 
 _LOW = (torch.float16, torch.bfloat16)
 _LARGEST = 2**28
@@ -59,14 +58,6 @@ class ConfiguredPrecision:
         if most in _LOW:
             return ConfiguredPrecision(most, by_weights=True)
         raise Unavailable('training is in float32; pass Target(precision="bf16") if it autocasts')
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What one module gave: the largest finite magnitude, and whether some value was not finite."""
-
-    largest: float
-    finite: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,13 +154,13 @@ class _Runner:
         """The step in float32; with values moved by the low precision's rounding on request."""
         target = replace(self._target, precision="fp32")
         part = self.part
-        with self._sandbox.probe(), _without_autocast(target):
+        with self._sandbox.probe(), without_autocast(target.model, target.device.type):
             if self._configured.by_weights:
                 target.model.float()
                 part = map_tensors(part, lambda t: t.float() if t.is_floating_point() else t)
             if nudged:
                 part = self._nudge(part)
-            with _rounded(target.model, self._configured.dtype) if nudged else nullcontext():
+            with rounded(target.model, self._configured.dtype) if nudged else nullcontext():
                 return self._run(target, part, 1.0)
 
     @torch.no_grad()
@@ -186,7 +177,7 @@ class _Runner:
         model = target.model
         if not self._sandbox.training[""]:
             model.train()
-        with _Draws() as draws, NoDropout(), _read(model) as readings:
+        with Draws(SAMPLING) as draws, NoDropout(), readings_of(model) as readings:
             outcome = run_step(target, part)
         backward(outcome.loss * scale)
         outputs = [
@@ -201,92 +192,6 @@ class _Runner:
                 break
             gradients[name] = parameter.grad
         return _Pass(outputs, gradients, readings, float(outcome.loss.detach().float().mean()), draws.seen)
-
-
-@contextmanager
-def _rounded(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """The outputs of the innermost modules, and the gradients that reach them, move by a precision's rounding."""
-    eps = torch.finfo(dtype).eps
-
-    def moved(value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            noise = 1 + eps * (torch.rand_like(value) - 0.5)
-            if value.requires_grad and value.grad_fn is not None:
-                value.register_hook(moved)  # type: ignore[no-untyped-call]
-            return value * noise
-        return type(value)(map(moved, value)) if type(value) in (tuple, list) else value
-
-    hooks = [
-        module.register_forward_hook(lambda module, args, output: moved(output))
-        for module in model.modules()
-        if not module._modules
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-class _Draws(TorchFunctionMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = False
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        self.seen = self.seen or getattr(func, "__name__", "") in SAMPLING
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def _without_autocast(target: Target) -> Iterator[None]:
-    """The model runs without autocast, also where the step itself switches it on."""
-    kind = target.device.type
-    states: list[bool] = []
-
-    def enter(*_: Any) -> None:
-        states.append(torch.is_autocast_enabled(kind))
-        torch.set_autocast_enabled(kind, False)
-
-    def leave(*_: Any) -> None:
-        torch.set_autocast_enabled(kind, states.pop())
-
-    hooks = (target.model.register_forward_pre_hook(enter), target.model.register_forward_hook(leave))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def _read(model: nn.Module) -> Iterator[dict[str, Reading]]:
-    """What each module with parameters of its own gives."""
-    readings: dict[str, Reading] = {}
-
-    def reader(name: str) -> Any:
-        def read(module: nn.Module, args: Any, output: Any) -> None:
-            for _, value in tensors(output):
-                if value.is_floating_point() and value.numel() and not value.is_meta:
-                    held = value.detach()
-                    finite = held.isfinite()
-                    before = readings.get(name, Reading(0.0, True))
-                    largest = float(held.abs().masked_fill(~finite, 0.0).amax())
-                    readings[name] = Reading(
-                        max(largest, before.largest), before.finite and bool(finite.all())
-                    )
-
-        return read
-
-    weighted = [(name, module) for name, module in model.named_modules() if module._parameters]
-    hooks = [module.register_forward_hook(reader(name)) for name, module in weighted]
-    try:
-        yield readings
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _two_rows(batch: Any) -> Any:

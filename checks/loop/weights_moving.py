@@ -13,7 +13,8 @@ from debugkit import Finding, Unavailable, check, fail, note, warn
 from debugkit.probes.loop_record import LayerLog, LoopRecord, OptimizerLog
 from debugkit.testing import blobs, mlp, watched
 
-_ROUNDED_AWAY = 1e-6
+_ROUNDING = 1e-6
+"""Norm of a gradient that may be nothing but rounding, as that of a bias before a BatchNorm."""
 
 
 @check
@@ -57,13 +58,11 @@ def weights_moving(
 
 
 def _nothing_moves(log: OptimizerLog) -> Iterator[Finding]:
-    fed = [layer for layer in log.layers if layer.with_gradient]
+    fed = [layer for layer in log.layers if layer.with_gradient and layer.gradient > _ROUNDING]
     if not fed or any(layer.moved for layer in fed):
         return
     rate = max(layer.rate for layer in fed)
     zero = rate == 0
-    if not zero and rate * max((window.norm or 0.0 for window in log.windows), default=0.0) < _ROUNDED_AWAY:
-        return
     yield fail(
         f"none of the {len(fed)} parameters of `{log.name}` that get gradients moved in {log.steps} steps"
         + ("; the learning rate is 0" if zero else f" at a learning rate of {rate:.3g}"),
@@ -77,7 +76,11 @@ def _nothing_moves(log: OptimizerLog) -> Iterator[Finding]:
 
 
 def _much_stays(log: OptimizerLog, share: float) -> Iterator[Finding]:
-    fed = [layer for layer in log.layers if layer.with_gradient > 0.5 * layer.windows and layer.rate > 0]
+    fed = [
+        layer
+        for layer in log.layers
+        if layer.with_gradient > 0.5 * layer.windows and layer.rate > 0 and layer.gradient > _ROUNDING
+    ]
     still = [layer for layer in fed if not layer.moved]
     elements = sum(layer.size for layer in still)
     if still and elements > share * sum(layer.size for layer in fed):

@@ -56,6 +56,7 @@ class LayerLog:
         moved: whether any looked-at element differs from the first look.
         steps: optimizer steps from the first look to the latest.
         with_gradient: windows in which it had a gradient that is not zero.
+        gradient: the largest norm of its gradient.
         windows: windows looked at.
         ratios: relative size of single updates, ``|Δw| / |w|``, oldest first.
         requires_grad: whether it is trainable.
@@ -70,6 +71,7 @@ class LayerLog:
     moved: bool
     steps: int
     with_gradient: int
+    gradient: float
     windows: int
     ratios: tuple[float, ...]
     requires_grad: bool

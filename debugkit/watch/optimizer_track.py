@@ -31,6 +31,7 @@ class _Layer:
     since: int
     moved: bool = False
     with_gradient: int = 0
+    gradient: float = 0.0
     windows: int = 0
     rate: float = 0.0
     ratios: deque[float] = field(default_factory=lambda: deque(maxlen=200))
@@ -214,6 +215,7 @@ class OptimizerTrack:
             if (layer := self._layers.get(id(p))) is not None:
                 layer.windows += 1
                 layer.with_gradient += index in live
+                layer.gradient = max(layer.gradient, found[index] or 0.0)
         window = StepWindow(
             step=self.steps + 1,
             location=shown(self._location),
@@ -307,6 +309,7 @@ class OptimizerTrack:
             moved=layer.moved or layer.checksum is None,
             steps=self.steps - layer.since,
             with_gradient=layer.with_gradient,
+            gradient=layer.gradient,
             windows=layer.windows,
             ratios=tuple(layer.ratios),
             requires_grad=p.requires_grad,

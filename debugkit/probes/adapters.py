@@ -44,7 +44,7 @@ class Adapters:
     """The layers with adapters, found by their structure.
 
     A layer that keeps the original as ``base_layer``, as peft's do; or a module that holds a frozen weight
-    ``[out, in]`` (or one beside a factor of zeros) and two factors ``[rank, in]`` and ``[out, rank]`` of lower rank.
+    ``[out, in]`` (or one beside a single factor of zeros) and two factors ``[rank, in]`` and ``[out, rank]`` of lower rank.
     """
 
     cost: ClassVar[Cost] = "static"
@@ -120,12 +120,23 @@ def _by_hand(path: str, module: nn.Module) -> AdaptedLayer | None:
             for n_up, up in others.items():
                 if n_up == n_down or min(up.shape) != rank or outs not in up.shape:
                     continue
+                if not _is_chain(module, n_down, n_up, rank):
+                    continue
                 pair = {n_down: down, n_up: up}
                 zero = sum(not bool(p.detach().any()) for p in pair.values())
                 low = 2 * rank <= min(outs, ins)
-                if low and ((not weight.requires_grad and zero < 2) or zero) and outs * ins > 1:
+                if low and (not weight.requires_grad or zero == 1) and outs * ins > 1:
                     return _layer(path, {name: weight}, pair)
     return None
+
+
+def _is_chain(module: nn.Module, down: str, up: str, rank: int) -> bool:
+    """Whether one factor can lead to the other: held alike, and linear layers say on which side their input is."""
+    parts = [module._modules.get(name.rpartition(".")[0]) for name in (down, up)]
+    first, second = (part if isinstance(part, nn.Linear) else None for part in parts)
+    if first is None or second is None:
+        return first is second
+    return first.out_features == rank and second.in_features == rank
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:

@@ -141,10 +141,44 @@ class Bottleneck(nn.Module):
         return x + self.up(self.down(x).relu())  # type: ignore[no-any-return]
 
 
+class Gates(nn.Module):
+    """A wide layer beside two narrow ones that start at zero, as the gates of a recurrent cell do."""
+
+    def __init__(self, closed: int, frozen: bool = False) -> None:
+        super().__init__()
+        self.value, self.enter, self.forget = nn.Linear(8, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+        for gate in (self.enter, self.forget)[:closed]:
+            nn.init.zeros_(gate.weight)
+        self.out = nn.Linear(8, 2)
+        self.value.requires_grad_(not frozen)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gates = (self.enter(x).sigmoid() * self.forget(x).sigmoid()).repeat(1, 4)
+        return self.out(self.value(x) * gates)  # type: ignore[no-any-return]
+
+
+class ClosedTables(nn.Module):
+    """Two tables of the same rank that both start at zero, beside a matrix that trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(torch.randn(8, 8))
+        self.rows, self.columns = (nn.Parameter(torch.zeros(2, 8)) for _ in range(2))
+        self.out = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out((x + self.rows.sum(0)) @ self.mix + self.columns.sum(0))  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
     "model",
     [
         mlp(),
+        Gates(1),
+        Gates(2),
+        Gates(0, frozen=True),
+        Gates(2, frozen=True),
+        ClosedTables(),
         nn.Sequential(nn.Linear(8, 16), Bottleneck(), nn.Linear(16, 2)),
         nn.Sequential(nn.Linear(8, 16).requires_grad_(False), nn.Linear(16, 2), nn.Linear(2, 8)),
         nn.MultiheadAttention(8, 2),

@@ -47,7 +47,7 @@ def by_generate(model: Any, ids: torch.Tensor, prefix: int, source: torch.Tensor
         source: ``[1, length]`` what an encoder reads.
 
     Raises:
-        NoCache: it reads more than one token at a time.
+        NoCache: it reads more than one token at a time, or chooses others than it is told to.
     """
     steps = ids.shape[1] - prefix
     full = _scores(model(**_inputs(ids, source)))
@@ -68,6 +68,8 @@ def by_generate(model: Any, ids: torch.Tensor, prefix: int, source: torch.Tensor
         )
     if not any(len(read) >= steps and {1} == set(read[1:]) for read in lengths):
         raise NoCache("generation reads the whole row anew for each token")
+    if out.sequences[0, -steps:].tolist() != ids[0, prefix:].tolist():
+        raise NoCache("its `generate` chooses other tokens than a logits processor tells it to")
     return [
         Pair(prefix - 1 + number, number > 0, _at(full, prefix - 1 + number), other[0])
         for number, other in enumerate(out.logits)

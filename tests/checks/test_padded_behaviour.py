@@ -212,3 +212,18 @@ def test_a_lora_decoder_generates_as_it_trains() -> None:
     found = judge(Target(model, batches(tokens=True)))
     assert found["cache-parity"].status == "pass"
     assert "`generate`" in said(found["cache-parity"])
+
+
+class Stubborn(transformers.LlamaForCausalLM):  # type: ignore[misc]
+    """Generates without the logits processors that it is given."""
+
+    def generate(self, *args: Any, logits_processor: Any = None, **kwargs: Any) -> Any:
+        return super().generate(*args, **kwargs)
+
+
+def test_generation_that_can_not_be_told_what_to_choose_is_not_compared() -> None:
+    model = llama()
+    model.__class__ = Stubborn
+    found = judge(Target(model, batches(tokens=True)))["cache-parity"]
+    assert found.status == "skip"
+    assert "chooses other tokens" in (found.reason or "")

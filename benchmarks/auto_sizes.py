@@ -63,6 +63,7 @@ TOKENS = {
     "audio_token_id": SOUND,
     "audio_token_index": SOUND,
 }
+WINDOW_SIZES = ("sliding_window", "attention_window", "local_attention")
 COMPUTED = ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers", "layers_types")
 REPEATS = ("depths", "num_block_repeats", "stage_num_blocks", "stage_numb_of_layers", "depth")
 LAYERS = ("fullatt_block_indexes", "deepstack_visual_indexes", "global_attn_indexes", "window_block_indexes")
@@ -277,8 +278,11 @@ def _cap(value: Any, most: int) -> Any:
 
 
 def _is_count(config: Any, name: str) -> bool:
+    """Whether a field can hold a size; one without a window may have a cache that knows windows, and no mask."""
     value = getattr(config, name, None)
-    return value is None or (isinstance(value, int) and not isinstance(value, bool))
+    if value is None:
+        return name not in WINDOW_SIZES
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _texts(config: Any) -> Iterator[Any]:

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
+from debugkit.probes.initial_state import InitialState
 from debugkit.probes.optimizer_step import Move, OptimizerStep
 from debugkit.probes.optimizer_traits import OptimizerTraits
 from debugkit.probes.schedule_rehearsal import ScheduleRehearsal
@@ -24,6 +25,7 @@ _LOW_PRECISION = (torch.float16, torch.bfloat16)
 _TINY_GRADIENT = 1e-2
 _FAINT = 1e-3
 _FAR_BELOW = 1e-3
+_FEWEST_LEARNED = 4
 
 
 @check
@@ -32,10 +34,17 @@ def update_ratio(
     moves: OptimizerStep,
     rehearsal: ScheduleRehearsal,
     traits: OptimizerTraits | None,
+    state: InitialState | None,
     *,
     highest: Annotated[
         float, Field(gt=0, description="median of update over weight above which a step is too large")
     ] = 0.5,
+    highest_trained: Annotated[
+        float,
+        Field(
+            gt=0, description="the same for weights that are trained already, which have something to lose"
+        ),
+    ] = 0.1,
     lowest: Annotated[
         float, Field(ge=0, description="median of update over weight below which a step is too small")
     ] = 1e-6,
@@ -70,12 +79,14 @@ def update_ratio(
     if not any(rehearsal.peaks) and not _chooses_its_rate(target):
         raise Unavailable("the learning rate is 0; see `learning-rate` and `schedule`")
     off = out_of_range(rehearsal, traits, moves) if traits is not None else {}
+    unjudged = {*off} | _explained(target, moves, traits)
     findings = [
+        *_without_rate(target, moves),
         *_unmoved(target, moves, off.keys()),
-        *_sizes(
-            moves, rehearsal, {*off} | _explained(target, moves, traits), _early(traits), highest, lowest
-        ),
+        *_sizes(moves, rehearsal, unjudged, _early(traits), highest, lowest),
     ]
+    if not findings and state is not None and state.trained:
+        findings += _overwritten(moves, state, unjudged, highest_trained * _early(traits))
     yield from findings
     if findings:
         return
@@ -90,6 +101,53 @@ def update_ratio(
         smallest=found[0].ratio,
         largest=found[-1].ratio,
     )
+
+
+def _without_rate(target: Target, moves: OptimizerStep) -> Iterator[Finding]:
+    """Groups whose learning rate is 0 all through the schedule, while others train."""
+    rated = {i for i, group in enumerate(optimizer_groups(target)) if group.get("lr") is not None}
+    still = [
+        name
+        for name, move in moves.moves.items()
+        if move.trainable and move.alive and not move.rate and move.group in rated and not move.update
+    ]
+    model = [name for name in still if not name.startswith("loss_fn.")]
+    if model and any(move.rate for move in moves.moves.values()):
+        groups = list(groups_of(target.model, model))
+        values = sum(target.model.get_parameter(name).numel() for name in model)
+        yield fail(
+            f"the learning rate of {places(groups)} is 0 at every planned step ({len(model)} parameters with {values:,} "
+            "values), while the rest trains: gradients are computed for it and it never moves",
+            where=groups[0].name,
+            hint="set `lr` of this parameter group above 0 (a division of whole numbers may have made it 0), or freeze it "
+            "with `requires_grad_(False)`",
+            parameters=len(model),
+        )
+
+
+def _overwritten(
+    moves: OptimizerStep, state: InitialState, unjudged: set[int], highest: float
+) -> Iterator[Finding]:
+    """A step that is too large for weights that hold what an earlier training learned."""
+    known = {parameter for (parameter, _), found in state.states.items() if found == "trained"}
+    learned = [
+        move
+        for name, move in moves.moves.items()
+        if name in known and move.trainable and move.alive and move.weight and move.group not in unjudged
+    ]
+    if len(learned) < _FEWEST_LEARNED:
+        return
+    ratio = statistics.median(min(move.ratio, move.clipped_ratio) for move in learned)
+    if ratio > highest:
+        rate = max(move.rate for move in learned)
+        yield warn(
+            f"one step changes the {len(learned)} trained matrices by {ratio:.2g} of their size at a learning rate of "
+            f"{rate:.3g}: what they have learned is gone within a few steps",
+            where="optimizer",
+            hint=f"lower the learning rate about {ratio / 1e-3:,.0f} times, to that of fine-tuning",
+            ratio=ratio,
+            rate=rate,
+        )
 
 
 def _unmoved(target: Target, moves: OptimizerStep, off: Collection[int]) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from debugkit.testing import blobs, mlp
 
 from . import pair
 from .optimizers import HUMBATOVA, Convolutions, Words, pictures, sentences
+from .weights import body
 
 UPDATE = "https://cs231n.github.io/neural-networks-3/#ratio"
 ZERO_GRAD = "https://docs.pytorch.org/docs/stable/generated/torch.optim.Optimizer.zero_grad.html"
@@ -31,6 +32,26 @@ def layer_wise_rates_that_vanish(broken: bool) -> Target:
     return Target(
         model, sentences(), nn.CrossEntropyLoss(), optimizer=torch.optim.AdamW(groups, weight_decay=0.0)
     )
+
+
+@pair("update-ratio", source="https://arxiv.org/abs/1801.06146", where="2")
+def layer_wise_rates_by_whole_numbers(broken: bool) -> Target:
+    model = mlp()
+    share = 10 // 100 if broken else 10 / 100
+    groups = [
+        {"params": model[0].parameters(), "lr": 1e-2},
+        {"params": model[2].parameters(), "lr": 1e-2 * share},
+    ]
+    return Target(
+        model, blobs(), nn.CrossEntropyLoss(), optimizer=torch.optim.AdamW(groups, weight_decay=0.0)
+    )
+
+
+@pair("update-ratio", level="warn", source="https://arxiv.org/abs/1905.05583", where="optimizer")
+def trained_body_at_the_rate_of_a_fresh_one(broken: bool) -> Target:
+    model = body()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2 if broken else 1e-4, weight_decay=0.0)
+    return Target(model, blobs(), nn.CrossEntropyLoss(), optimizer=optimizer)
 
 
 class Skipping(torch.optim.Optimizer):

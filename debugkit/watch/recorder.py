@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -15,12 +15,13 @@ from debugkit.errors import one_line
 from debugkit.probes.loop_record import LoopRecord, Mode, OptimizerLog, QuietCalls, TimeLog
 from debugkit.watch.data_track import DataTrack
 from debugkit.watch.loss_track import Line, LossStream, LossTrack
-from debugkit.watch.names import Names, mode_dependent
+from debugkit.watch.model_track import ModelTrack, class_count, has_graph
+from debugkit.watch.names import Names
 from debugkit.watch.optimizer_track import EARLY_STEPS, EVERY, OptimizerTrack
 from debugkit.watch.places import line_at_work
 from debugkit.watch.schedule_track import ScheduleTrack, held_by
 from debugkit.watch.side_tracks import ClipTrack, GraphTrack, ScalerTrack, StateTrack
-from debugkit.watch.tensors import all_finite, first_leaf, is_plain, scalar
+from debugkit.watch.tensors import all_finite, first_leaf, scalar
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -46,19 +47,6 @@ def _seen(method: Method) -> Method:
             self._busy = False
 
     return cast("Method", guarded)
-
-
-class _Model:
-    """An outermost module that is called."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.ref = weakref.ref(module)
-        self.ids = frozenset(map(id, module.parameters()))
-        self.mode_dependent = mode_dependent(module) if self.ids else ()
-        self.optimizers: list[OptimizerTrack] = []
-        self.known = -1
-        self.quiet_train = 0
-        self.quiet_steps: Counter[int] = Counter()
 
 
 class Recorder:
@@ -95,7 +83,7 @@ class Recorder:
         self.data = DataTrack()
         self.last_call: tuple[weakref.ref[torch.nn.Module], Any, Any] | None = None
         self._busy = False
-        self._models: dict[int, _Model] = {}
+        self._models: dict[int, ModelTrack] = {}
         self._schedulers: list[ScheduleTrack] = []
         self._clips: dict[Line, ClipTrack] = {}
         self._scalers: dict[int, ScalerTrack] = {}
@@ -143,11 +131,11 @@ class Recorder:
     def _called(self, module: torch.nn.Module, args: Any, kwargs: Any, output: Any, grad: bool) -> None:
         model = self._models.get(id(module))
         if model is None or model.ref() is not module:
-            model = self._models[id(module)] = _Model(module)
+            model = self._models[id(module)] = ModelTrack(module)
             if model.ids:
                 self.names.learn(module)
         current = self.data.current
-        graph = _has_graph(output)
+        graph = has_graph(output)
         loss = scalar(output)
         if current is not None and loss is not None and self.data.evaluates and len(current.losses) < 5_000:
             current.losses.append(loss.detach())
@@ -155,8 +143,7 @@ class Recorder:
             self._mark(output, loss, evaluation=True)
         if not model.ids:
             return
-        if model.known != len(self._tracks):
-            self._connect(model)
+        model.connect(self._tracks)
         self.last_call = weakref.ref(module), args, kwargs
         self._grad_enabled = grad
         self._input_grad |= any(self._is_probed(part) for part in args)
@@ -166,7 +153,7 @@ class Recorder:
                 current.model_calls[mode, self._grad_enabled] += 1
                 current.graphs += graph
             self._note_mode(model, mode, graph)
-        if self.steps < EARLY_STEPS and (width := _width(output)) is not None:
+        if self.steps < EARLY_STEPS and (width := class_count(output)) is not None:
             self._widths.append(width)
 
     def _is_probed(self, part: Any) -> bool:
@@ -174,7 +161,7 @@ class Recorder:
         leaf = first_leaf(part) if isinstance(part, torch.Tensor) and part.requires_grad else None
         return leaf is not None and not any(id(leaf) in track.ids for track in self._tracks)
 
-    def _note_mode(self, model: _Model, mode: Mode, graph: bool) -> None:
+    def _note_mode(self, model: ModelTrack, mode: Mode, graph: bool) -> None:
         for track in model.optimizers:
             if graph:
                 track.window_modes.add(mode)
@@ -186,10 +173,6 @@ class Recorder:
             if current is None or current.data not in self.data.trained:
                 model.quiet_train += 1
             model.quiet_steps[self.steps] += 1
-
-    def _connect(self, model: _Model) -> None:
-        model.known = len(self._tracks)
-        model.optimizers = [track for track in self._tracks if track.ids & model.ids]
 
     # Backward
 
@@ -506,38 +489,8 @@ class Recorder:
         return self._unheld_before
 
     def _quiet_calls(self) -> list[QuietCalls]:
-        found = []
         for model in self._models.values():
-            self._connect(model)
-            if model.optimizers and model.quiet_train:
-                module = model.ref()
-                found.append(
-                    QuietCalls(
-                        model=type(module).__name__ if module is not None else "model",
-                        train_calls=model.quiet_train,
-                        stretches=len(model.quiet_steps),
-                        steps=sum(track.steps for track in model.optimizers),
-                        mode_dependent=model.mode_dependent,
-                    )
-                )
-        return found
-
-
-def _has_graph(output: Any) -> bool:
-    """Whether a tensor in what a module returned has a graph."""
-    if isinstance(output, torch.Tensor):
-        return output.requires_grad
-    parts = (
-        output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else ()
-    )
-    return any(_has_graph(part) for part in parts)
-
-
-def _width(output: Any) -> int | None:
-    """The number of classes, if a module's output looks like class scores ``[batch, classes]``."""
-    if isinstance(output, dict):
-        output = output.get("logits")
-    elif not isinstance(output, torch.Tensor):
-        output = getattr(output, "logits", None)
-    plain = isinstance(output, torch.Tensor) and is_plain(output) and output.dim() == 2
-    return int(output.shape[1]) if plain and output.shape[1] > 1 else None
+            model.connect(self._tracks)
+        return [
+            model.quiet_calls() for model in self._models.values() if model.optimizers and model.quiet_train
+        ]

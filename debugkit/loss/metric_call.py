@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from debugkit.data.batch import map_tensors
+from debugkit.data.batch import map_tensors, tensors
 from debugkit.errors import Broken, Unavailable, one_line
 from debugkit.tracing.program import primary_output
 from debugkit.tracing.source import is_library_file, shorten
@@ -83,7 +83,11 @@ class MetricCall:
             raise Unavailable("the metric takes one argument; install transformers to call it") from error
         outputs = self._replaced(main)
         if isinstance(outputs, Mapping):
-            outputs = tuple(value for key, value in outputs.items() if key not in self._left_out)
+            outputs = tuple(
+                value
+                for key, value in outputs.items()
+                if key not in self._left_out and next(tensors(value), None) is not None
+            )
         elif isinstance(outputs, (tuple, list)):
             outputs = tuple(v for v in outputs if not (isinstance(v, torch.Tensor) and v.ndim == 0))
         if isinstance(outputs, tuple) and len(outputs) == 1:

@@ -176,6 +176,9 @@ def positions_of(read: Read, columns: list[NumberColumn]) -> Positions | None:
     still = (rows[:, 1:] == fill) | (rows[:, :-1] == fill)
     if not bool((counted | still).all()) or int(counted.sum(1).max()) < _FEWEST_POSITIONS - 1:
         return None
+    begun = (counted[:, 1:] & ~counted[:, :-1]).sum(1) + counted[:, 0].int()
+    if int(begun.max()) > 1:  # several texts in one row, each counted from its own start
+        return None
     longest = int(counted.sum(1).argmax())
     first = int(counted[longest].nonzero()[0])
     start = int(rows[longest, first])

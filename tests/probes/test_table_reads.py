@@ -136,3 +136,11 @@ def test_classes_of_a_loss_come_from_the_labels() -> None:
 def test_nothing_to_look_up() -> None:
     with pytest.raises(Unavailable, match="no whole numbers"):
         reads_of(nn.Linear(3, 1), (torch.randn(4, 3), torch.zeros(4)), lambda m, b: m(b[0]).sum())
+
+
+def test_positions_that_start_again_in_a_row_do_not_count_along_it() -> None:
+    batch = {"input_ids": drawn(4, 18, below=50), "position_ids": torch.arange(18).remainder(9).repeat(4, 1)}
+    found = reads_of(Table(), batch, lambda m, b: m.places(b["position_ids"]).sum())
+    assert not found.positions
+    along = {**batch, "position_ids": torch.arange(18).repeat(4, 1)}
+    assert reads_of(Table(), along, lambda m, b: m.places(b["position_ids"]).sum()).positions

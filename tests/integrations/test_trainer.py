@@ -128,7 +128,11 @@ def assert_trains_the_same(make, select=CHECKS):
     assert after == before
     again, losses = trained(trainer)
     assert losses == history
-    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    differing = [name for name in weights if not torch.equal(weights[name], again[name])]
+    if differing:  # some processors round otherwise from run to run, whatever ran in between
+        repeated, _ = trained(make())
+        assert any(not torch.equal(weights[name], repeated[name]) for name in weights), differing
+        torch.testing.assert_close(again, weights, rtol=1e-5, atol=1e-6)
     return report
 
 

@@ -13,11 +13,12 @@ from debugkit.probes.model_state import ModelState
 from debugkit.probes.training_step import TrainingStep
 from debugkit.testing import blobs, mlp
 
+from ._teachers import has_trainable_twin, is_frozen
+
 _DROPOUTS = torch.nn.modules.dropout._DropoutNd
 _DROPOUT_INSIDE = dict.fromkeys(
     ["scaled_dot_product_attention", "multi_head_attention_forward"], "dropout in "
 )
-_COPY = 0.5
 _SWITCHES = {
     "dropout": "pass `training=self.training`, or use the `nn.Dropout` module",
     "scaled_dot_product_attention": "pass `dropout_p=p if self.training else 0.0`",
@@ -121,9 +122,9 @@ def _moving_frozen_norms(target: Target, step: TrainingStep) -> Iterator[Finding
     moving = [
         name
         for name, module in target.model.named_modules()
-        if f"{name}.running_mean".lstrip(".") in step.moved_buffers and _is_frozen(target.model, name)
+        if f"{name}.running_mean".lstrip(".") in step.moved_buffers and is_frozen(target.model, name)
     ]
-    teachers = [name for name in moving if _has_trainable_twin(target.model, name)]
+    teachers = [name for name in moving if has_trainable_twin(target.model, name)]
     if teachers:
         yield note(
             f"{_count(teachers, 'normalisation layer', 'normalisation layers')} of a frozen copy of trainable layers, such as "
@@ -217,48 +218,6 @@ def depends_on_mode(module: torch.nn.Module) -> bool:
 def _topmost_in_eval(state: ModelState) -> list[str]:
     names = [name for name, training in state.training.items() if not training and name]
     return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
-
-
-def _is_frozen(model: torch.nn.Module, name: str) -> bool:
-    """Whether the nearest module around ``name`` that has parameters has only frozen ones."""
-    while True:
-        parameters = list(model.get_submodule(name).parameters())
-        if parameters or not name:
-            return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
-        name = name.rpartition(".")[0]
-
-
-def _has_trainable_twin(model: torch.nn.Module, name: str) -> bool:
-    """Whether the largest frozen module around ``name`` has the weights of another one, which trains, or nearly so."""
-    path = name.split(".")
-    around = (".".join(path[:depth]) for depth in range(1, len(path) + 1))
-    frozen = next((part for part in around if _is_frozen(model, part)), name)
-    part = model.get_submodule(frozen)
-    built = _build_of(part)
-    return any(
-        other != frozen
-        and not other.startswith(f"{frozen}.")
-        and _build_of(module) == built
-        and all(parameter.requires_grad for parameter in module.parameters())
-        and _are_near(part, module)
-        for other, module in model.named_modules()
-        if other
-    )
-
-
-def _are_near(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    pairs = [
-        (a.detach(), b.detach())
-        for a, b in zip(one.parameters(), other.parameters(), strict=True)
-        if a.ndim > 1
-    ]
-    shared = sum(float((a * b).sum()) for a, b in pairs)
-    sizes = sum(float(a.square().sum()) for a, _ in pairs) * sum(float(b.square().sum()) for _, b in pairs)
-    return shared > _COPY * sizes**0.5 > 0
-
-
-def _build_of(module: torch.nn.Module) -> list[tuple[str, tuple[int, ...]]]:
-    return [(name, tuple(tensor.shape)) for name, tensor in module.state_dict(keep_vars=True).items()]
 
 
 def _count(names: list[str], one: str, many: str) -> str:

@@ -59,10 +59,10 @@ def _state_dict(trip: StateDictTrip) -> Iterator[Finding]:
     if trip.lost:
         refused = f"; a strict load says: {trip.refusal}" if trip.refusal else ""
         yield fail(
-            f"{len(trip.lost)} of {trip.checked} trainable parameters ({_names(trip.lost)}) are not restored by "
+            f"{len(trip.lost)} of {trip.checked} tensors that training changes ({_names(trip.lost)}) are not restored by "
             f"`load_state_dict(state_dict())`{refused}",
             where=trip.lost[0],
-            hint="let `state_dict` hold every parameter, and `load_state_dict` copy each",
+            hint="let `state_dict` hold every parameter and running statistic, and `load_state_dict` copy each",
             lost=len(trip.lost),
         )
     elif trip.refusal is not None:
@@ -70,7 +70,9 @@ def _state_dict(trip: StateDictTrip) -> Iterator[Finding]:
             f"a strict load of the model's own state dict raises ({trip.refusal}); what is trained is in it"
         )
     else:
-        yield note(f"loading restores all {trip.checked} trainable parameters ({trip.tensors} tensors saved)")
+        yield note(
+            f"loading restores all {trip.checked} tensors that training changes ({trip.tensors} tensors saved)"
+        )
 
 
 def _attributes(unsaved: UnsavedState) -> Iterator[Finding]:

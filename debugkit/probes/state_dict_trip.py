@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from debugkit.errors import Unavailable, one_line
 from debugkit.evidence import Cost
+from debugkit.probes.training_step import TrainingStep
 from debugkit.sandbox import Sandbox
 from debugkit.state.tensor_state import same_bits
 from debugkit.target import Target
@@ -20,11 +22,11 @@ LARGEST = 2**28
 
 @dataclass(frozen=True)
 class StateDictTrip:
-    """The trainable parameters after their values were saved, overwritten and loaded.
+    """What training changes (trainable parameters, running statistics) after it was saved, overwritten and loaded.
 
     Attributes:
         tensors: how many tensors the state dict holds.
-        checked: how many trainable parameters were overwritten.
+        checked: how many of them were overwritten.
         lost: dotted names of those that loading did not restore.
         refusal: why a strict load of the model's own state dict raises; ``None`` where it does not.
     """
@@ -36,16 +38,20 @@ class StateDictTrip:
     refusal: str | None
 
     @staticmethod
-    def collect(target: Target, sandbox: Sandbox) -> StateDictTrip:
-        """Overwrite the trainable parameters with noise in the sandbox, and load the saved values.
+    def collect(target: Target, sandbox: Sandbox, step: TrainingStep | None) -> StateDictTrip:
+        """Overwrite what training changes with noise in the sandbox, and load the saved values.
 
         Raises:
             Unavailable: there is nothing to overwrite, the model is too large for a copy, or it has no state dict.
         """
         model = target.model
-        truth = {name: p for name, p in model.named_parameters() if p.requires_grad and _is_plain(p)}
+        truth: dict[str, torch.Tensor] = {
+            name: p for name, p in model.named_parameters() if p.requires_grad and _is_plain(p)
+        }
         if not truth:
             raise Unavailable("no parameter is trainable, so training changes nothing that has to be saved")
+        moved = step.moved_buffers if step is not None else frozenset()
+        truth |= {name: b for name, b in _persistent(model) if name in moved and _is_plain(b)}
         total = sum(p.nbytes for p in model.parameters() if not is_lazy(p))
         if total > LARGEST:
             raise Unavailable(
@@ -65,7 +71,7 @@ class StateDictTrip:
             refusal = _load(model, saved, strict=True)
             if refusal is not None:
                 _load(model, saved, strict=False)
-            now = dict(model.named_parameters())
+            now: dict[str, torch.Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
             lost = tuple(
                 name
                 for name, value in copies.items()
@@ -75,12 +81,18 @@ class StateDictTrip:
         return StateDictTrip(tensors, len(copies), lost, refusal)
 
 
-def _is_plain(parameter: torch.nn.Parameter) -> bool:
-    if is_lazy(parameter) or parameter.is_meta or not parameter.is_floating_point():
+def _persistent(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The buffers that a state dict is meant to hold."""
+    for path, module in model.named_modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                yield f"{path}.{name}" if path else name, buffer
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    if is_lazy(tensor) or tensor.is_meta or not tensor.is_floating_point():
         return False
-    return (
-        type(parameter.data) is torch.Tensor and parameter.layout is torch.strided and parameter.numel() > 0
-    )
+    return type(tensor.data) is torch.Tensor and tensor.layout is torch.strided and tensor.numel() > 0
 
 
 def _copy(value: Any) -> Any:

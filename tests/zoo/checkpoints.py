@@ -259,3 +259,26 @@ def shared_head_that_the_config_denies(broken: bool) -> Target:
     ids = torch.randint(5, 40, (64, 2), generator=torch.Generator().manual_seed(0)).repeat(1, 4)
     rows = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row} for row in ids]
     return Target(model, DataLoader(rows, batch_size=16, shuffle=True))  # type: ignore[arg-type]
+
+
+class _Slim(nn.Module):
+    """A network whose state dict may leave out running statistics."""
+
+    def __init__(self, slim: bool) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+        self.slim = slim
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.body(x)
+        return logits
+
+    def state_dict(self, *args, **kwargs):
+        full = super().state_dict(*args, **kwargs)
+        return {key: value for key, value in full.items() if not self.slim or "running" not in key}
+
+
+@pair("save-load", source=SERIALISATION, where="running_mean")
+def checkpoint_without_running_statistics(broken: bool) -> Target:
+    torch.manual_seed(0)
+    return Target(_Slim(broken), blobs(), nn.CrossEntropyLoss())

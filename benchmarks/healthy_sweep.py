@@ -65,7 +65,7 @@ def judge(
         row.reason = one_line(error, 160)
         return row
     row.parameters = sum(p.numel() for p in target.model.parameters())
-    counter = PassCounter(_values(target))
+    counter = PassCounter.of(target)
     counter.attach(target.model)
     start = time.perf_counter()
     report = Run(target, select=select, ignore=ignore, config={"max-cost": max_cost}).execute()
@@ -78,19 +78,6 @@ def judge(
         elif result.status == "skip":
             row.skipped[result.check] = result.reason or ""
     return row
-
-
-def _values(target: Any) -> int:
-    """The size of the largest input of a batch, which one F stands for."""
-    from debugkit.data.batch import tensors
-
-    state = torch.get_rng_state()
-    batch = next(iter(target.train_loader))
-    torch.set_rng_state(state)
-    return max(
-        (t.numel() for path, t in tensors(batch) if not path.rpartition(".")[2].startswith("label")),
-        default=1,
-    )
 
 
 def _line(finding: Any) -> str:

@@ -1,8 +1,8 @@
 """Count the forward and backward passes of one run, per kind of evidence.
 
 The unit is one forward pass (F) of the user's own batch: a pass over part of it counts as that part, and a
-backward pass counts as two forward passes. Exits 1 when a run without the training probes takes more than
-the bound.
+backward pass counts as two forward passes, one through some of the layers as that part of it. Exits 1 when a run
+without the training probes takes more than the bound.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,13 +50,24 @@ class Counter:
 
     Attributes:
         batch_values: the number of values in the user's batch, which one F stands for.
+        names: the fields of that batch; empty where they have no names.
         label: what the passes are attributed to.
         passes: the counts by label.
     """
 
     batch_values: int
+    names: frozenset[str] = frozenset()
     label: str = SETUP
     passes: defaultdict[str, Passes] = field(default_factory=lambda: defaultdict(Passes))
+
+    @staticmethod
+    def of(target: Target) -> Counter:
+        """A counter whose unit is the first batch of a target."""
+        state = torch.get_rng_state()
+        inputs, _ = split(next(iter(target.train_loader or ()), None))
+        torch.set_rng_state(state)
+        names = frozenset(map(str, inputs)) if isinstance(inputs, Mapping) else frozenset()
+        return Counter(_values(inputs), names)
 
     def attach(self, model: torch.nn.Module) -> None:
         """Count the model's forward passes from now on.
@@ -69,7 +80,7 @@ class Counter:
 
         @functools.wraps(forward)
         def counted(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            share = _values([args, kwargs]) / self.batch_values
+            share = self._share(args, kwargs)
             self.passes[self.label].calls += 1
             self.passes[self.label].forward += share
             outputs = forward(module, *args, **kwargs)
@@ -86,22 +97,26 @@ class Counter:
             sum(p.calls for p in parts), sum(p.forward for p in parts), sum(p.backward for p in parts)
         )
 
+    def _share(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+        """How much of the batch a call gets; a cache or what an encoder said is no part of it."""
+        known = [args, {name: value for name, value in kwargs.items() if name in self.names}]
+        given = known if any(True for _ in tensors(known)) else [args, kwargs]
+        return _values(given) / self.batch_values
+
     def _count_backward(self, outputs: Any, share: float) -> None:
-        candidates = [outputs.get("loss")] if isinstance(outputs, Mapping) else []
-        candidates += [tensor for _, tensor in tensors(outputs)]
-        carrier = next((t for t in candidates if t is not None and t.requires_grad), None)
-        if carrier is not None:
+        """Count each node behind the outputs that uses a trainable parameter as its part, when gradients run it."""
+        nodes = _weighted(tensor.grad_fn for _, tensor in tensors(outputs))
 
-            def count(gradient: torch.Tensor) -> None:
-                self.passes[self.label].backward += share
+        def count(_: Any) -> None:
+            self.passes[self.label].backward += share / len(nodes)
 
-            carrier.register_hook(count)
+        for node in nodes:
+            node.register_prehook(count)
 
 
 def count(target: Target, config: Mapping[str, Any] | None = None) -> Counter:
     """Run the checklist on a target whose model is counted (and stays counted)."""
-    inputs, _ = split(next(iter(target.train_loader or ())))
-    counter = Counter(_values([inputs]))
+    counter = Counter.of(target)
 
     def label(event: str, value: Any) -> None:
         if event == "evidence":
@@ -118,6 +133,21 @@ def _values(inputs: Any) -> int:
     """The size of the largest input, labels apart: what a pass costs is proportional to it."""
     found = [t for path, t in tensors(inputs) if not path.endswith("labels")]
     return max((tensor.numel() for tensor in found), default=1)
+
+
+def _weighted(roots: Iterable[Any]) -> list[Any]:
+    """The nodes of a graph that take a leaf themselves; the roots where none does."""
+    stack = [node for node in roots if node is not None]
+    first, seen, found = list(dict.fromkeys(stack)), set(stack), []
+    while stack:
+        node = stack.pop()
+        after = [other for other, _ in node.next_functions if other is not None]
+        if any(hasattr(other, "variable") for other in after):
+            found.append(node)
+        fresh = {other for other in after if other not in seen}
+        seen |= fresh
+        stack += fresh
+    return found or first
 
 
 def encoder(batch_size: int = 16) -> Target:

@@ -51,7 +51,11 @@ class StateDictTrip:
         if not truth:
             raise Unavailable("no parameter is trainable, so training changes nothing that has to be saved")
         moved = step.moved_buffers if step is not None else frozenset()
-        truth |= {name: b for name, b in _persistent(model) if name in moved and _is_plain(b)}
+        truth |= {
+            name: b
+            for name, b in _persistent(model)
+            if name in moved and _is_plain(b) and not torch._debug_has_internal_overlap(b)
+        }
         total = sum(p.nbytes for p in model.parameters() if not is_lazy(p))
         if total > LARGEST:
             raise Unavailable(

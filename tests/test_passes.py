@@ -43,6 +43,29 @@ def test_passes_are_counted_by_size_and_kind(passes: ModuleType) -> None:
     assert (total.calls, total.forward, total.backward, total.cost) == (2, 1.5, 1.0, 3.5)
 
 
+def test_a_gradient_that_ends_at_the_outputs_is_no_backward_pass(passes: ModuleType) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
+    counter = passes.Counter(batch_values=12)
+    counter.attach(model)
+    outputs = model(torch.ones(4, 3))
+    torch.autograd.grad(outputs.sum(), outputs, retain_graph=True)
+    assert counter.total.backward == 0
+    torch.autograd.grad(outputs.sum(), [model[1].weight], retain_graph=True)
+    assert 0 < counter.total.backward < 1
+
+
+def test_a_cache_is_no_part_of_the_batch(passes: ModuleType) -> None:
+    class Cached(torch.nn.Module):
+        def forward(self, ids: torch.Tensor, past: torch.Tensor) -> torch.Tensor:
+            return ids + past.sum()
+
+    model = Cached()
+    counter = passes.Counter(batch_values=12, names=frozenset({"ids"}))
+    counter.attach(model)
+    model(ids=torch.ones(1, 3), past=torch.ones(1, 3, 32))
+    assert counter.total.forward == 0.25
+
+
 def test_data_costs_no_pass(passes: ModuleType) -> None:
     target: Target = passes.TARGETS["cnn"]()
     assert passes.count(target, {"max-cost": "data"}).total.calls == 0

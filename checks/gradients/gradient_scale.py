@@ -55,7 +55,7 @@ def gradient_scale(
 
     ## Known limits
     Layers are compared where at least four have the same shape and place, and the gradient changes steadily from one
-    to the next. The norm of all gradients together is a note: healthy models span ten orders of magnitude. Gradients
+    to the next; of branches that read the same input, the first stands for all. The norm of all gradients together is a note: healthy models span ten orders of magnitude. Gradients
     that vanish over the steps of a recurrent layer don't show here. A large loss, from a sum or
     from large targets, is no finding: see `loss-reduction` and `target-scale`.
 
@@ -109,11 +109,16 @@ def _through_layers(
     model: torch.nn.Module, step: TrainingStep, scales: InitialScales | None, limit: float
 ) -> Iterator[Finding]:
     roles: dict[tuple[str, tuple[int, ...]], list[tuple[str, float]]] = defaultdict(list)
-    for name in step.layers.layers:
+    seen = set()
+    for name, layer in step.layers.layers.items():
         gradient = step.gradients.get(name)
         if gradient is not None and gradient.norm:  # a norm can underflow to 0
             weight = model.get_parameter(name)
-            roles[re.sub(r"\d+", "#", name), tuple(weight.shape)].append((name, _rms(gradient, weight)))
+            role = re.sub(r"\d+", "#", name), tuple(weight.shape)
+            place = role, layer.before, layer.input_rms
+            if place not in seen:  # of layers that read the same input, none is behind the other
+                seen.add(place)
+                roles[role].append((name, _rms(gradient, weight)))
     worst: tuple[float, list[tuple[str, float]]] | None = None
     for peers in roles.values():
         if len(peers) < _FEWEST_PEERS or not _is_steady([size for _, size in peers]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -240,3 +241,25 @@ def test_weights_as_the_library_draws_them_are_not_questioned() -> None:
     step = lambda net, batch: net(pixel_values=batch[0]).pooler_output.square().mean()  # noqa: E731
     assert config.initializer_range < 1e-6
     assert "initialization" not in loud(Target(model, [(x,)], training_step=step))
+
+
+class Branches(nn.Module):
+    """Two layers beside each other in each of two blocks; little depends on the first of each, more on the later block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(8, 16), nn.Linear(16, 2)
+        parts = {"way1": nn.Linear(16, 16), "way2": nn.Linear(16, 16)}
+        self.blocks = nn.ModuleList(nn.ModuleDict(copy.deepcopy(parts)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block, small in zip(self.blocks, (1e-6, 1e-2), strict=True):
+            x = x + small * block["way1"](x) + 100 * small * block["way2"](x)  # type: ignore[index]
+        logits: torch.Tensor = self.head(x)
+        return logits
+
+
+def test_branches_of_a_block_are_not_behind_each_other() -> None:
+    found = report(classifier(Branches()))["gradient-scale"]
+    assert found.status == "pass", [finding.message for finding in found.findings]

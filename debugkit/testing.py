@@ -31,6 +31,30 @@ def blobs(
     return DataLoader(TensorDataset(x, y), batch_size=batch_size, shuffle=True)
 
 
+def padded_rows(shortest: int = 3, longest: int = 11, *, mask: bool = True) -> DataLoader[Any]:
+    """64 rows of token ids under 40, padded with 0 to the right: ids under 20 for class 0, others for class 1.
+
+    Args:
+        shortest: tokens of the shortest rows.
+        longest: tokens of the longest ones.
+        mask: whether batches have an ``attention_mask`` beside ``input_ids`` and ``labels``.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def collate(picked: list[tuple[list[int], int]]) -> dict[str, torch.Tensor]:
+        wide = max(len(row) for row, _ in picked)
+        ids = torch.tensor([row + [0] * (wide - len(row)) for row, _ in picked])
+        batch = {"input_ids": ids, "labels": torch.tensor([label for _, label in picked])}
+        return {**batch, "attention_mask": (ids != 0).long()} if mask else batch
+
+    rows: Any = []
+    for number in range(64):
+        length = int(torch.randint(shortest, longest + 1, (1,), generator=generator))
+        low = 1 + 19 * (number % 2)
+        rows.append((torch.randint(low, low + 19, (length,), generator=generator).tolist(), number % 2))
+    return DataLoader(rows, batch_size=16, shuffle=True, collate_fn=collate)
+
+
 def mlp(features: int = 8, classes: int = 2, hidden: int = 32, seed: int = 0) -> torch.nn.Sequential:
     """A small classifier that gives logits ``[batch, classes]``, initialised from ``seed``."""
     with torch.random.fork_rng(devices=[]):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch.utils.data import DataLoader
 
 from debugkit import Finding, Target, check, fail, note, warn
 from debugkit.probes.attention_maps import AttentionMaps
 from debugkit.probes.pad_trials import PadTrials
+from debugkit.testing import padded_rows
 
 from ._padding_owner import owned_by_padding
 
@@ -160,31 +160,13 @@ def _loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tenso
     return torch.nn.functional.cross_entropy(logits, batch["labels"])
 
 
-def _loader() -> DataLoader[Any]:
-    """64 rows of ids: under 20 for class 0, others for class 1."""
-    generator = torch.Generator().manual_seed(0)
-
-    def collate(picked: list[tuple[list[int], int]]) -> dict[str, torch.Tensor]:
-        wide = max(len(row) for row, _ in picked)
-        ids = torch.tensor([row + [0] * (wide - len(row)) for row, _ in picked])
-        labels = torch.tensor([label for _, label in picked])
-        return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels}
-
-    rows: Any = []
-    for number in range(64):
-        length = int(torch.randint(6, 13, (1,), generator=generator))
-        low = 1 + 19 * (number % 2)
-        rows.append((torch.randint(low, low + 19, (length,), generator=generator).tolist(), number % 2))
-    return DataLoader(rows, batch_size=16, shuffle=True, collate_fn=collate)
-
-
 def good() -> Target:
-    return Target(_Reader(-torch.inf, 0.25), _loader(), training_step=_loss)
+    return Target(_Reader(-torch.inf, 0.25), padded_rows(6, 12), training_step=_loss)
 
 
 def bad_weak_mask() -> Target:
-    return Target(_Reader(-1.0, 0.25), _loader(), training_step=_loss)
+    return Target(_Reader(-1.0, 0.25), padded_rows(6, 12), training_step=_loss)
 
 
 def bad_scores_not_scaled() -> Target:
-    return Target(_Reader(-torch.inf, 4096.0), _loader(), training_step=_loss)
+    return Target(_Reader(-torch.inf, 4096.0), padded_rows(6, 12), training_step=_loss)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch.utils.data import DataLoader
 
 from debugkit import Finding, Target, check, fail, note, warn
 from debugkit.probes.attention_maps import AttentionMaps
 from debugkit.probes.pad_trials import PadTrials
 from debugkit.probes.padding_effect import PaddingEffect
 from debugkit.probes.sequence_row import SequenceRow
+from debugkit.testing import padded_rows
 
 from ._padding_owner import owned_by_padding
 
@@ -172,31 +172,13 @@ class _Recurrent(torch.nn.Module):
         return logits
 
 
-def _loader(mask: bool) -> DataLoader[Any]:
-    """64 rows of ids: under 20 for class 0, others for class 1."""
-    generator = torch.Generator().manual_seed(0)
-
-    def collate(picked: list[tuple[list[int], int]]) -> dict[str, torch.Tensor]:
-        wide = max(len(row) for row, _ in picked)
-        ids = torch.tensor([row + [0] * (wide - len(row)) for row, _ in picked])
-        batch = {"input_ids": ids, "labels": torch.tensor([label for _, label in picked])}
-        return {**batch, "attention_mask": (ids != 0).long()} if mask else batch
-
-    rows: Any = []
-    for number in range(64):
-        length = int(torch.randint(3, 12, (1,), generator=generator))
-        low = 1 + 19 * (number % 2)
-        rows.append((torch.randint(low, low + 19, (length,), generator=generator).tolist(), number % 2))
-    return DataLoader(rows, batch_size=16, shuffle=True, collate_fn=collate)
-
-
 def good() -> Target:
-    return Target(_Averages(masked=True), _loader(mask=True), torch.nn.CrossEntropyLoss())
+    return Target(_Averages(masked=True), padded_rows(), torch.nn.CrossEntropyLoss())
 
 
 def bad_mean_over_padding() -> Target:
-    return Target(_Averages(masked=False), _loader(mask=True), torch.nn.CrossEntropyLoss())
+    return Target(_Averages(masked=False), padded_rows(), torch.nn.CrossEntropyLoss())
 
 
 def bad_state_after_padding() -> Target:
-    return Target(_Recurrent(), _loader(mask=False), torch.nn.CrossEntropyLoss())
+    return Target(_Recurrent(), padded_rows(mask=False), torch.nn.CrossEntropyLoss())

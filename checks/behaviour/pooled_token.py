@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from debugkit import Finding, Target, check, fail, note, warn
 from debugkit.errors import Unavailable
 from debugkit.probes.pad_trials import PadTrials
 from debugkit.probes.padding_effect import PaddingEffect
 from debugkit.probes.sequence_row import SequenceRow
+from debugkit.testing import padded_rows
 from debugkit.tracing.source import is_library_class
 
 from ._padding_owner import owned_by_padding
@@ -169,31 +169,13 @@ class _Reader(torch.nn.Module):
         return logits
 
 
-def _loader() -> DataLoader[Any]:
-    """64 rows of ids: under 20 for class 0, others for class 1."""
-    generator = torch.Generator().manual_seed(0)
-
-    def collate(picked: list[tuple[list[int], int]]) -> dict[str, torch.Tensor]:
-        wide = max(len(row) for row, _ in picked)
-        ids = torch.tensor([row + [0] * (wide - len(row)) for row, _ in picked])
-        labels = torch.tensor([label for _, label in picked])
-        return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels}
-
-    rows: Any = []
-    for number in range(64):
-        length = int(torch.randint(3, 12, (1,), generator=generator))
-        low = 1 + 19 * (number % 2)
-        rows.append((torch.randint(low, low + 19, (length,), generator=generator).tolist(), number % 2))
-    return DataLoader(rows, batch_size=16, shuffle=True, collate_fn=collate)
-
-
 def good() -> Target:
-    return Target(_Reader("end"), _loader(), torch.nn.CrossEntropyLoss())
+    return Target(_Reader("end"), padded_rows(), torch.nn.CrossEntropyLoss())
 
 
 def bad_last_position_is_padding() -> Target:
-    return Target(_Reader("last"), _loader(), torch.nn.CrossEntropyLoss())
+    return Target(_Reader("last"), padded_rows(), torch.nn.CrossEntropyLoss())
 
 
 def bad_first_position() -> Target:
-    return Target(_Reader("first"), _loader(), torch.nn.CrossEntropyLoss())
+    return Target(_Reader("first"), padded_rows(), torch.nn.CrossEntropyLoss())

@@ -66,7 +66,8 @@ def update_ratio(
     ## Known limits
     The first step of an optimizer with momentum is smaller than later ones; where it is larger (RMSprop, Adagrad), later
     ones count. A step counts as too large only if
-    it is with gradients clipped to a norm of 1 as well. Where the rate itself is out of range, `learning-rate` says
+    it is with gradients clipped to a norm of 1 as well. A loop that gives a group its rate by hand later should set it
+    before the checks. Where the rate itself is out of range, `learning-rate` says
     so.
 
     ## References

@@ -108,10 +108,10 @@ class EvalPasses:
                 before = _float_buffers(target.model)
                 second = _outputs(target, args, kwargs, seed=1)
                 moved = _moved(before, dict(target.model.named_buffers()))
-                gap, tolerance = _gap(first, second)
+                gap, tolerance = gap_between(first, second)
                 repeats = True
                 if gap > tolerance:
-                    repeats = _gap(first, _outputs(target, args, kwargs, seed=0))[0] <= tolerance
+                    repeats = gap_between(first, _outputs(target, args, kwargs, seed=0))[0] <= tolerance
         return EvalPasses(
             gap=gap,
             tolerance=tolerance,
@@ -180,7 +180,8 @@ def _floats(outputs: Any) -> Iterator[torch.Tensor]:
     return (t for _, t in tensors(outputs) if t.is_floating_point() and t.numel())
 
 
-def _gap(first: Any, second: Any) -> tuple[float, float]:
+def gap_between(first: Any, second: Any) -> tuple[float, float]:
+    """The largest difference between outputs in standard deviations, and what rounding explains at their precision."""
     gap, tolerance = 0.0, 1e-4
     for one, other in zip(_floats(first), _floats(second), strict=False):
         if one.dtype in (torch.float16, torch.bfloat16):

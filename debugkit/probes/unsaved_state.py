@@ -11,7 +11,7 @@ from debugkit.data.batch import fresh, size, sliceable, take, tensors
 from debugkit.errors import Broken, Unavailable
 from debugkit.evidence import Cost
 from debugkit.probes.batches import Batches
-from debugkit.probes.eval_passes import EvalPasses
+from debugkit.probes.eval_passes import EvalPasses, gap_between
 from debugkit.probes.training_step import TrainingStep, run_step
 from debugkit.sandbox import Sandbox
 from debugkit.state.memory import Memory
@@ -20,8 +20,6 @@ from debugkit.target import Target
 from debugkit.tracing.program import Program
 
 _MOST_TRIED = 6
-_TOLERANCE = 1e-4
-_LOW_TOLERANCE = 2e-2
 _NUDGE = 0.05
 
 
@@ -73,14 +71,14 @@ class UnsavedState:
             with torch.no_grad(), Program(target).precision():
                 first = _outputs(target, call)
                 before.put_back(*changed)
-                gap, tolerance = _gap(first, _outputs(target, call))
+                gap, tolerance = gap_between(first, _outputs(target, call))
                 if gap <= tolerance:
                     return UnsavedState(tuple(changed))
                 needed = []
                 for name in changed[:_MOST_TRIED] if len(changed) > 1 else ():
                     after.put_back(*changed)
                     before.put_back(name)
-                    if _gap(first, _outputs(target, call))[0] > tolerance:
+                    if gap_between(first, _outputs(target, call))[0] > tolerance:
                         needed.append(name)
         return UnsavedState(tuple(changed), tuple(needed or changed), gap)
 
@@ -105,14 +103,4 @@ def _outputs(target: Target, call: Any) -> list[torch.Tensor]:
         raise Unavailable(
             f"the model does not run on one row of the batch ({type(error).__name__})"
         ) from error
-    return [t.detach().float().clone() for _, t in tensors(outputs) if t.is_floating_point() and t.numel()]
-
-
-def _gap(first: list[torch.Tensor], second: list[torch.Tensor]) -> tuple[float, float]:
-    gap, tolerance = 0.0, _TOLERANCE
-    for one, other in zip(first, second, strict=False):
-        if one.shape != other.shape:
-            return float("inf"), tolerance
-        spread = float(one.std(correction=0)) or float(one.abs().max()) or 1.0
-        gap = max(gap, float((one - other).abs().nan_to_num(0.0).max()) / spread)
-    return gap, tolerance
+    return [t.detach().clone() for _, t in tensors(outputs) if t.is_floating_point() and t.numel()]

@@ -11,12 +11,14 @@ import torch
 
 from debugkit.data.batch import LABEL_KEYS, map_tensors, tensors
 from debugkit.tokens.id_padding import padding_of
+from debugkit.tokens.padding import OTHER_MASKS
 from debugkit.tokens.row_call import RowCall, is_binary
 
 _TELLING = 8
 _IDS = (torch.int64, torch.int32, torch.int16)
 _OTHER_IDS = ("decoder", "labels", "label", "target", "position", "token_type", "segment")
-_OTHER_MASKS = [
+_OTHER_MASKS = (
+    *OTHER_MASKS,
     "special",
     "loss",
     "assistant",
@@ -26,17 +28,7 @@ _OTHER_MASKS = [
     "image",
     "pixel",
     "mlm",
-    "decoder",
-    "encoder",
-    "cross",
-    "head",
-    "tgt",
-    "memory",
-    "causal",
-    "bool_masked",
-    "mask_time",
-    "token_type",
-]
+)
 
 
 @dataclass(frozen=True, eq=False)

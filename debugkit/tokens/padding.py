@@ -14,7 +14,7 @@ import torch
 from debugkit.data.batch import map_tensors, tensors
 
 _USUAL = "attention_mask"
-_OTHERS = (
+OTHER_MASKS = (
     "decoder",
     "encoder",
     "cross",
@@ -26,6 +26,7 @@ _OTHERS = (
     "mask_time",
     "token_type",
 )
+"""How masks begin that say something else than where padding is."""
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 
@@ -144,7 +145,7 @@ def unset_masks(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[s
         given = signature.bind(*args, **kwargs).arguments
     except (TypeError, ValueError):
         return []
-    names = [name for name in signature.parameters if "mask" in name and not name.startswith(_OTHERS)]
+    names = [name for name in signature.parameters if "mask" in name and not name.startswith(OTHER_MASKS)]
     names = [_USUAL] if _USUAL in names else names
     return [name for name in names if given.get(name) is None]
 

@@ -204,6 +204,12 @@ def check(
 @click.option(
     "--steps", type=click.IntRange(min=1), metavar="N", help="Watch N optimizer steps; training goes on."
 )
+@click.option(
+    "--preflight/--no-preflight",
+    default=True,
+    show_default=True,
+    help="Run the checklist on the first iteration, for at most a minute.",
+)
 @click.option("--log", metavar="FILE", help="Write metrics as JSON lines.")
 @click.option(
     "--log-every",
@@ -237,6 +243,7 @@ def watch(
     ignore: list[str],
     stop_on: FailOn,
     steps: int | None,
+    preflight: bool,
     log: str | None,
     log_every: int,
     formats: tuple[str, ...],
@@ -266,6 +273,7 @@ def watch(
         config=config,
         stop_on=stop_on,
         steps=steps,
+        preflight=preflight,
         log=log,
         log_every=log_every,
         quiet=quiet,

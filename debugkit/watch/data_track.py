@@ -61,6 +61,7 @@ class DataTrack:
         self.current: Pass | None = None
         self.trained: set[int] = set()
         self._of_iterator: weakref.WeakKeyDictionary[Any, Pass] = weakref.WeakKeyDictionary()
+        self._loaders: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
         self._data: list[_Data] = []
         self._index: dict[Hashable, int] = {}
         self._alive: list[object] = []
@@ -73,6 +74,12 @@ class DataTrack:
         """A loader is iterated."""
         begun = Pass(self._number(loader), step)
         self._of_iterator[iterator] = begun
+        self._loaders[iterator] = weakref.ref(loader)
+
+    def loader_of(self, iterator: Any) -> Any:
+        """The loader that an iterator reads; ``None`` if it is gone."""
+        ref = self._loaders.get(iterator)
+        return ref() if ref is not None else None
 
     def batch_read(self, iterator: Any) -> Pass | None:
         """The pass that a batch belongs to, now the current one."""

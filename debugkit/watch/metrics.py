@@ -109,6 +109,10 @@ class StatusLine:
         self._shown, self._step = now, steps
         self._write(" · ".join(self._parts(steps, pace)))
 
+    def say(self, text: str) -> None:
+        """Show something else for a while."""
+        self._write(text)
+
     def clear(self) -> None:
         """Take the line away."""
         if self._width:

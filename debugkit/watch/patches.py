@@ -62,6 +62,7 @@ class Patches:
         if hasattr(_CLIPPING, "_clip_grads_with_norm_"):
             self._before(_CLIPPING, "_clip_grads_with_norm_", recorder.clips)
         self._wrap_states()
+        self._before(torch, "compile", recorder.compiles)
 
     def remove(self) -> None:
         """Put torch back as it was."""

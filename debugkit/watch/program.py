@@ -37,6 +37,7 @@ class Program:
         steps: stop looking after this many optimizer steps.
         log: where metrics are written.
         log_every: optimizer steps from one line of metrics to the next.
+        preflight: whether the checklist runs on the first iteration.
         quiet: no status line.
         watch: the watch, from the moment when the program imports torch.
         stopped: whether a finding ended the program.
@@ -52,6 +53,7 @@ class Program:
     steps: int | None = None
     log: str | None = None
     log_every: int = 50
+    preflight: bool = True
     quiet: bool = False
     watch: Watch | None = None
     stopped: bool = False
@@ -94,6 +96,8 @@ class Program:
             steps=self.steps,
             on_finding=self._found,
             on_step=self._stepped,
+            preflight=self.preflight,
+            on_event=self._progress,
         )
         if self.log is not None:
             file = self._resources.enter_context(open(self.log, "w", encoding="utf-8"))  # noqa: SIM115
@@ -101,6 +105,10 @@ class Program:
         if not self.quiet and is_terminal(sys.stderr):
             self._status = StatusLine(sys.stderr, self.watch.recorder)
         self.watch.__enter__()
+
+    def _progress(self, event: str, value: Any) -> None:
+        if self._status is not None and event in ("check", "evidence"):
+            self._status.say(f"debugkit: preflight on the first iteration: {value}")
 
     def _stepped(self, steps: int) -> None:
         if self._metrics is not None:

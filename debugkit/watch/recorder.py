@@ -14,6 +14,7 @@ import torch
 from debugkit.errors import one_line
 from debugkit.probes.loop_record import LoopRecord, Mode, OptimizerLog, QuietCalls, TimeLog
 from debugkit.watch.data_track import DataTrack
+from debugkit.watch.first_iteration import FirstIteration
 from debugkit.watch.loss_track import Line, LossStream, LossTrack
 from debugkit.watch.model_track import ModelTrack, class_count, has_graph
 from debugkit.watch.names import Names
@@ -60,6 +61,8 @@ class Recorder:
         fault: why watching ended early.
         on_step: called after each optimizer step, with the steps of all optimizers.
         on_backward: called after each backward, with their number.
+        first: what takes down the first iteration, until its backward has ended.
+        on_first: called with it then; nothing is looked at meanwhile.
         every: after the first 20, each so-manieth step of an optimizer is looked at closely.
     """
 
@@ -74,11 +77,14 @@ class Recorder:
         self.finished = False
         self.on_step: Callable[[int], object] = lambda steps: None
         self.on_backward: Callable[[int], object] = lambda backwards: None
+        self.first: FirstIteration | None = None
+        self.on_first: Callable[[FirstIteration], object] = lambda first: None
         self.every = EVERY
         self.steps = 0
         self.backwards = 0
         self.names = Names()
         self.optimizers: dict[int, OptimizerTrack] = {}
+        self.tracks: list[OptimizerTrack] = []
         self.losses = LossTrack()
         self.data = DataTrack()
         self.last_call: tuple[weakref.ref[torch.nn.Module], Any, Any] | None = None
@@ -91,7 +97,6 @@ class Recorder:
         self._graphs: dict[tuple[Line, bool], GraphTrack] = {}
         self._used: set[int] = set()
         self._reached: list[OptimizerTrack] = []
-        self._tracks: list[OptimizerTrack] = []
         self._unheld_before: tuple[str, ...] = ()
         self._scaled = False
         self._input_grad = False
@@ -106,6 +111,12 @@ class Recorder:
     def stop(self) -> None:
         """Look at nothing more."""
         self.stopped = self.inside = True
+        self._drop_first()
+
+    def _drop_first(self) -> None:
+        first, self.first = self.first, None
+        if first is not None:
+            first.forget()
 
     def listens(self) -> bool:
         """Whether events count now."""
@@ -121,7 +132,11 @@ class Recorder:
             return original(module, *args, **kwargs)
         self.inside = True
         try:
-            output = original(module, *args, **kwargs)
+            output = (
+                original(module, *args, **kwargs)
+                if self.first is None
+                else self.first.module(original, module, args, kwargs)
+            )
         finally:
             self.inside = self.stopped
         self._called(module, args, kwargs, output, torch.is_grad_enabled())
@@ -143,7 +158,7 @@ class Recorder:
             self._mark(output, loss, evaluation=True)
         if not model.ids:
             return
-        model.connect(self._tracks)
+        model.connect(self.tracks)
         self.last_call = weakref.ref(module), args, kwargs
         self._grad_enabled = grad
         self._input_grad |= any(self._is_probed(part) for part in args)
@@ -159,7 +174,7 @@ class Recorder:
     def _is_probed(self, part: Any) -> bool:
         """Whether a model's input is itself searched for by its gradient, as in adversarial training."""
         leaf = first_leaf(part) if isinstance(part, torch.Tensor) and part.requires_grad else None
-        return leaf is not None and not any(id(leaf) in track.ids for track in self._tracks)
+        return leaf is not None and not any(id(leaf) in track.ids for track in self.tracks)
 
     def _note_mode(self, model: ModelTrack, mode: Mode, graph: bool) -> None:
         for track in model.optimizers:
@@ -174,6 +189,12 @@ class Recorder:
                 model.quiet_train += 1
             model.quiet_steps[self.steps] += 1
 
+    @_seen
+    def compiles(self, model: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Something is compiled: with a function that is no module, nothing may look on between calls."""
+        if not isinstance(model, torch.nn.Module):
+            self._drop_first()
+
     # Backward
 
     @_seen
@@ -187,6 +208,8 @@ class Recorder:
         self.backwards += 1
         self.since_step += 1
         loss, self._scaled = self.losses.original(tensors)
+        if self.first is not None:
+            self.first.ends(loss)
         line = line_at_work()
         if loss is not None:
             self._mark(loss, loss, evaluation=False, line=line)
@@ -205,7 +228,19 @@ class Recorder:
         """A backward has ended."""
         if self.listens():
             self._passed_back()
+            self._look_into_first()
             self.on_backward(self.backwards)
+
+    @_seen
+    def _look_into_first(self) -> None:
+        if self.first is None or self.first.loss is None:
+            return
+        self.inside = True
+        try:
+            self.on_first(self.first)
+        finally:
+            self.inside = self.stopped
+            self._drop_first()
 
     @_seen
     def _passed_back(self) -> None:
@@ -251,12 +286,12 @@ class Recorder:
             track.refresh()
             return track
         kind = type(optimizer).__name__
-        same = sum(track.name.split(" ")[0] == kind for track in self._tracks)
+        same = sum(track.name.split(" ")[0] == kind for track in self.tracks)
         name = f"{kind} {same + 1}" if same else kind
         track = self.optimizers[id(optimizer)] = OptimizerTrack(
             optimizer, name, self.names, self._optimizer_ended
         )
-        self._tracks.append(track)
+        self.tracks.append(track)
         return track
 
     @_seen
@@ -290,7 +325,7 @@ class Recorder:
         self._time(track)
 
     def _time(self, track: OptimizerTrack) -> None:
-        if track is not self._tracks[0]:
+        if track is not self.tracks[0]:
             return
         now = time.perf_counter()
         if self._clock is not None and track.steps > _UNTIMED_STEPS and not self._untimed:
@@ -313,10 +348,16 @@ class Recorder:
         if hasattr(scheduler, "last_epoch"):
             self._schedulers.append(ScheduleTrack(scheduler, owner, self._epochs()))
 
+    @property
+    def schedulers(self) -> list[Any]:
+        """The schedulers in use."""
+        alive = ((track.ref(), track.inner) for track in self._schedulers)
+        return [scheduler for scheduler, inner in alive if scheduler is not None and not inner]
+
     def _owner(self, optimizer: Any) -> OptimizerTrack | None:
         """The track of an optimizer, also of one that wraps the real one and shows its groups as its own."""
         groups = getattr(optimizer, "param_groups", None)
-        for track in self._tracks:
+        for track in self.tracks:
             real = track.ref()
             if real is not None and (real is optimizer or real.param_groups is groups):
                 return track
@@ -399,6 +440,8 @@ class Recorder:
         self._waited += seconds
         before = self.data.current
         read = self.data.batch_read(iterator)
+        if self.first is not None and (loader := self.data.loader_of(iterator)) is not None:
+            self.first.batch(loader, batch)
         if read is not None and read is not before and self.data.begins_anew(before, read):
             for track in self.optimizers.values():
                 track.pass_begins()
@@ -452,7 +495,7 @@ class Recorder:
             grad_enabled=self._grad_enabled,
             states_taken=self._states.count,
             unheld=self._unheld(),
-            optimizers=tuple(self._log(track, thorough=thorough) for track in self._tracks),
+            optimizers=tuple(self._log(track, thorough=thorough) for track in self.tracks),
             schedulers=tuple(track.log(epochs) for track in self._schedulers if not track.inner),
             losses=tuple(stream.log() for stream in self.losses.streams.values()),
             clips=tuple(clip.log() for clip in self._clips.values()),
@@ -467,7 +510,7 @@ class Recorder:
         )
 
     def _log(self, track: OptimizerTrack, *, thorough: bool) -> OptimizerLog:
-        alone = not any(other is not track and other.ids & track.ids for other in self._tracks)
+        alone = not any(other is not track and other.ids & track.ids for other in self.tracks)
         return track.log(self._used, alone=alone, thorough=thorough)
 
     @_seen
@@ -476,7 +519,7 @@ class Recorder:
 
     def _unheld(self) -> tuple[str, ...]:
         """Names of the trained models' parameters that no optimizer holds; the latest, if the models are gone."""
-        held = frozenset[int]().union(*(track.ids for track in self._tracks))
+        held = frozenset[int]().union(*(track.ids for track in self.tracks))
         models = [model for model in list(self._models.values()) if model.ids & held]
         alive = [module for model in models if (module := model.ref()) is not None]
         if alive:
@@ -490,7 +533,7 @@ class Recorder:
 
     def _quiet_calls(self) -> list[QuietCalls]:
         for model in self._models.values():
-            model.connect(self._tracks)
+            model.connect(self.tracks)
         return [
             model.quiet_calls() for model in self._models.values() if model.optimizers and model.quiet_train
         ]

@@ -14,8 +14,10 @@ from debugkit.errors import UsageError, one_line, with_article
 from debugkit.probes.loop_record import LoopRecord
 from debugkit.registry import Registry, load
 from debugkit.report import Report, Result
-from debugkit.runner import Run
+from debugkit.runner import OnEvent, Run
+from debugkit.watch.first_iteration import FirstIteration
 from debugkit.watch.patches import Patches
+from debugkit.watch.preflight import Preflight
 from debugkit.watch.recorder import Recorder
 
 OnFinding = Callable[[Result, int], object]
@@ -33,6 +35,7 @@ def watch(
     ignore: Iterable[str] | str | None = None,
     config: str | Path | Mapping[str, Any] | Config | None = None,
     name: str | None = None,
+    preflight: bool = True,
 ) -> Watch:
     """Watch the training that happens inside a ``with`` block; its ``report`` tells what was seen.
 
@@ -50,6 +53,8 @@ def watch(
         ignore: as for :func:`debugkit.run`.
         config: as for :func:`debugkit.run`.
         name: how the report calls the loop.
+        preflight: run the checklist, as :func:`debugkit.run` does but for the training probes, on the first
+            iteration: just after its first backward, for at most a minute.
 
     Raises:
         UsageError: an argument has the wrong type, or the request is not valid.
@@ -58,7 +63,9 @@ def watch(
     optimizers = _listed(optimizer, torch.optim.Optimizer, "optimizer")
     if name is None and models:
         name = type(models[0]).__name__
-    return Watch(models, optimizers, select=select, ignore=ignore, config=config, name=name)
+    return Watch(
+        models, optimizers, select=select, ignore=ignore, config=config, name=name, preflight=preflight
+    )
 
 
 class Watch:
@@ -76,6 +83,8 @@ class Watch:
         on_finding: told of each result that warns or fails, once per check and status, with the number of
             optimizer steps.
         on_step: called after each optimizer step with the number of steps.
+        preflight: run the checklist on the first iteration, just after its first backward.
+        on_event: told of the progress of that, as for :class:`debugkit.runner.Run`.
 
     Attributes:
         first_seen: by check, after how many optimizer steps it first warned or failed.
@@ -94,6 +103,8 @@ class Watch:
         steps: int | None = None,
         on_finding: OnFinding | None = None,
         on_step: Callable[[int], object] | None = None,
+        preflight: bool = False,
+        on_event: OnEvent | None = None,
     ) -> None:
         self._config = Config.read(config)
         self._steps = steps
@@ -106,13 +117,11 @@ class Watch:
         self._said: dict[str, str] = {}
         self.first_seen: dict[str, int] = {}
         self._report: Report | None = None
+        registry = registry if registry is not None else load(self._config.load)
         self._plan = Run(
-            LoopRecord(name),
-            select=select,
-            ignore=ignore,
-            config=self._config,
-            registry=registry if registry is not None else load(self._config.load),
+            LoopRecord(name), select=select, ignore=ignore, config=self._config, registry=registry
         )
+        self._preflight = Preflight(select, ignore, self._config, registry, on_event) if preflight else None
         self._given = list(models), list(optimizers)
 
     def __enter__(self) -> Watch:
@@ -123,6 +132,8 @@ class Watch:
         self._given = [], []
         self.recorder.on_step = self._stepped
         self.recorder.on_backward = self._passed_back
+        if self._preflight is not None:
+            self.recorder.first, self.recorder.on_first = FirstIteration(), self._look_into_first
         self._patches.install()
         return self
 
@@ -166,8 +177,17 @@ class Watch:
         if self._on_step is not None:
             self._on_step(steps)
 
+    def _look_into_first(self, first: FirstIteration) -> None:
+        if self._preflight is None:
+            return
+        recorder = self.recorder
+        self._preflight.run(first, recorder.tracks, recorder.schedulers, recorder.name)
+        self._tell(self._preflight.results)
+
     def _passed_back(self, backwards: int) -> None:
         """Look also where no step comes."""
+        if backwards == 1 and self._preflight is not None and self._on_step is not None:
+            self._on_step(self.recorder.steps)
         if backwards >= self._next_quiet_look:
             self._next_quiet_look = int(backwards * _SPACING)
             if self.recorder.since_step >= _QUIET_LOOK:
@@ -181,13 +201,23 @@ class Watch:
         if record.error is not None:
             ended = f"the loop ended after {record.steps} optimizer steps with {record.error}"
             report = report.model_copy(update={"notices": (*report.notices, ended)})
-        for result in report.results:
+        self._tell(report.results)
+        if self._preflight is None:
+            return report
+        before = self._preflight
+        results = sorted((*before.results, *report.results), key=lambda one: (one.family, one.check))
+        return report.model_copy(
+            update={"results": tuple(results), "notices": (*before.notices, *report.notices)}
+        )
+
+    def _tell(self, results: Iterable[Result]) -> None:
+        steps = self.recorder.steps
+        for result in results:
             if result.status in ("warn", "fail") and self._said.get(result.check) != result.status:
                 self._said[result.check] = result.status
-                self.first_seen.setdefault(result.check, record.steps)
+                self.first_seen.setdefault(result.check, steps)
                 if self._on_finding is not None:
-                    self._on_finding(result, record.steps)
-        return report
+                    self._on_finding(result, steps)
 
 
 def _listed(value: Any, kind: type[Any], name: str) -> list[Any]:

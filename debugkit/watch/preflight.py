@@ -1,0 +1,177 @@
+"""The checklist on the first iteration of a loop, just after its first backward."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from debugkit.config import Config
+from debugkit.errors import Unavailable, one_line
+from debugkit.evidence import COSTS
+from debugkit.registry import Registry
+from debugkit.report import Report, Result
+from debugkit.runner import OnEvent, Run
+from debugkit.target import Target
+from debugkit.watch.first_iteration import FirstIteration
+from debugkit.watch.optimizer_track import OptimizerTrack
+from debugkit.watch.seen_step import SeenStep, model_of
+
+SECONDS = 60.0
+
+_OF_DATA = ("data", "tokenizer")
+
+
+@dataclass
+class Preflight:
+    """What is run, and what came of it.
+
+    Attributes:
+        select: as for :func:`debugkit.run`.
+        ignore: as for :func:`debugkit.run`.
+        config: its budget, where it has none 60 s, and its largest cost, at most ``backward``, hold here.
+        registry: the checks to choose from.
+        on_event: as for :class:`debugkit.runner.Run`.
+        results: what was judged; checks that found nothing to look at are left out.
+        notices: what to know about it.
+    """
+
+    select: Iterable[str] | str | None
+    ignore: Iterable[str] | str | None
+    config: Config
+    registry: Registry
+    on_event: OnEvent | None = None
+    results: tuple[Result, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    def run(
+        self, first: FirstIteration, tracks: Iterable[OptimizerTrack], schedulers: Iterable[Any], name: str | None
+    ) -> None:
+        """Judge the first iteration; what goes wrong is a notice."""
+        start = time.perf_counter()
+        try:
+            target, why, families = _target(first, list(tracks), list(schedulers), name)
+            report = self._judge(target, families)
+        except Unavailable as refusal:
+            self.notices = (f"no preflight: {refusal}",)
+            return
+        except Exception as error:
+            self.notices = (f"the preflight ended early: {one_line(error)}",)
+            return
+        if report.interrupted:
+            raise KeyboardInterrupt
+        self.results = tuple(result for result in report.results if result.status != "skip")
+        took = f"{time.perf_counter() - start:.1f} s"
+        told = f"preflight: {len(self.results)} checks judged the first iteration in {took}"
+        self.notices = (told + (f"; its loss was not looked into: {why}" if why else ""), *report.notices)
+
+    def _judge(self, target: Target, ignored: tuple[str, ...]) -> Report:
+        cost = min(self.config.max_cost, "backward", key=COSTS.index)
+        budget = min(self.config.budget or SECONDS, SECONDS)
+        options: dict[str, Any] = {} if self.on_event is None else {"on_event": self.on_event}
+        return Run(
+            target,
+            select=self.select,
+            ignore=[*_listed(self.ignore), *ignored],
+            config=self.config.model_copy(update={"max_cost": cost, "budget": budget}),
+            registry=self.registry,
+            **options,
+        ).execute()
+
+
+def _listed(names: Iterable[str] | str | None) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or ())
+
+
+def _target(
+    first: FirstIteration, tracks: list[OptimizerTrack], schedulers: list[Any], name: str | None
+) -> tuple[Target, str | None, tuple[str, ...]]:
+    """The target, why it has no step, and the families that can't be judged.
+
+    Raises:
+        Unavailable: there is no model to look at.
+    """
+    if (trainer := _trainer_at_work()) is not None:
+        return Target.from_trainer(trainer), None, ()
+    model = model_of(first)
+    step, why = None, None
+    try:
+        step = SeenStep.of(first, model)
+        step.prove(name)
+    except Unavailable as refusal:
+        step, why = None, str(refusal)
+    optimizer, scheduler = _optimizer(model, tracks, schedulers)
+    facts: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler, "name": name}
+    if step is None:
+        return Target(model, **facts), why, ()
+    facts |= {
+        "accumulation_steps": step.accumulation_steps,
+        "precision": step.autocast,
+        "tokenizer": _tokenizer(),
+    }
+    loader = step.loader if _can_be_read_again(step.loader) else None
+    batches = loader if loader is not None else [step.batch]
+    families = () if loader is not None else _OF_DATA
+    if step.own_loss:
+        return Target(model, batches, **facts), None, families
+    if (loss_fn := step.loss_fn()) is not None:
+        return Target(model, batches, loss_fn=loss_fn, **facts), None, families
+    return Target(model, batches, training_step=step, **facts), None, families
+
+
+def _optimizer(
+    model: torch.nn.Module, tracks: list[OptimizerTrack], schedulers: list[Any]
+) -> tuple[Any, Any]:
+    """The one optimizer that holds parameters of the model, and its scheduler."""
+    own = {id(parameter) for parameter in model.parameters()}
+    holding = [track for track in tracks if track.ids & own]
+    if len(holding) != 1 or (optimizer := holding[0].ref()) is None:
+        return None, None
+    theirs = [one for one in schedulers if getattr(one, "optimizer", None) is optimizer]
+    return optimizer, theirs[0] if len(theirs) == 1 else None
+
+
+def _can_be_read_again(loader: Any) -> bool:
+    """Whether a loader that is being read can be iterated a second time meanwhile."""
+    return (
+        type(loader) is DataLoader
+        and not loader.persistent_workers
+        and not isinstance(loader.dataset, IterableDataset)
+    )
+
+
+def _variables() -> Iterator[tuple[str, Any]]:
+    """The variables of the functions at work, innermost first, and of the script."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        names = frame.f_locals
+        yield from list(names.items())
+        if sys.version_info < (3, 13) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+            names.clear()  # a copy that the frame would keep, and all graphs in it
+        frame = frame.f_back  # type: ignore[assignment]
+    yield from list(vars(sys.modules["__main__"]).items())
+
+
+def _trainer_at_work() -> Any:
+    """The ``transformers.Trainer`` whose step is running."""
+    module = sys.modules.get("transformers.trainer")
+    kind = getattr(module, "Trainer", None)
+    if kind is None:
+        return None
+    return next((value for name, value in _variables() if name == "self" and isinstance(value, kind)), None)
+
+
+def _tokenizer() -> Any:
+    """The tokenizer among the script's variables, if there is exactly one."""
+    module = sys.modules.get("transformers.tokenization_utils_base")
+    kind = getattr(module, "PreTrainedTokenizerBase", None)
+    if kind is None:
+        return None
+    found = {id(value): value for _, value in _variables() if isinstance(value, kind)}
+    return next(iter(found.values())) if len(found) == 1 else None

@@ -115,12 +115,14 @@ class Sandbox:
         ):
             attempt(TensorState.keep_values, cheapest(states, room), missed)
         self._report("recorded", missed)
+        _ENTERED.times += 1
         return self
 
     def __exit__(self, *exc: object) -> None:
         with uninterrupted():
             self._undo(self._data, self._data_tensors, self._train)
             self.restore()
+            _ENTERED.times -= 1
         del self._train, self._data, self._program, self._modules, self._data_tensors, self._tensors
 
     def restore(self) -> None:
@@ -184,6 +186,18 @@ class Sandbox:
         finally:
             refusal.remove()
             self.restore()
+
+
+class _Entered(threading.local):
+    times = 0
+
+
+_ENTERED = _Entered()
+
+
+def is_measuring() -> bool:
+    """Whether a sandbox is entered in this thread, so that what runs is no part of the user's training."""
+    return _ENTERED.times > 0
 
 
 class _TwinStep(threading.local):

@@ -11,6 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from debugkit.data.batch import tensors
+from debugkit.sandbox import is_measuring
 from debugkit.state.randomness import Randomness
 from debugkit.tracing.tape import Entry, Tape
 from debugkit.watch.places import line_at_work
@@ -163,7 +164,7 @@ class _Mode(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if result is None or next(tensors(result), None) is not None:
+        if not is_measuring() and (result is None or next(tensors(result), None) is not None):
             self._first._take(func, args, kwargs, result)
         return result
 

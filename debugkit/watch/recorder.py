@@ -13,6 +13,7 @@ import torch
 
 from debugkit.errors import one_line
 from debugkit.probes.loop_record import LoopRecord, Mode, OptimizerLog, QuietCalls, TimeLog
+from debugkit.sandbox import is_measuring
 from debugkit.watch.data_track import DataTrack
 from debugkit.watch.first_iteration import FirstIteration
 from debugkit.watch.loss_track import Line, LossStream, LossTrack
@@ -35,7 +36,7 @@ def _seen(method: Method) -> Method:
 
     @wraps(method)
     def guarded(self: Recorder, *args: Any, **kwargs: Any) -> Any:
-        if self.stopped or self._busy:
+        if not self.listens():
             return None
         self._busy = True
         try:
@@ -120,7 +121,7 @@ class Recorder:
 
     def listens(self) -> bool:
         """Whether events count now."""
-        return not (self.stopped or self._busy)
+        return not (self.stopped or self._busy or is_measuring())
 
     # Modules
 
@@ -128,7 +129,7 @@ class Recorder:
         self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any
     ) -> Any:
         """Run an outermost call of a module."""
-        if self._busy or self.in_backward:
+        if self._busy or self.in_backward or is_measuring():
             return original(module, *args, **kwargs)
         self.inside = True
         try:

@@ -95,3 +95,20 @@ def test_a_fault_of_the_watch_ends_the_watch_only(monkeypatch: pytest.MonkeyPatc
             torch.nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()
     assert any("watching ended early: ZeroDivisionError" in notice for notice in watch.report.notices)
+
+
+def test_what_a_gate_measures_is_no_training() -> None:
+    model, loader = mlp(), blobs()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with debugkit.watch(model, optimizer=optimizer, config={}) as watch:
+        target = debugkit.Target(
+            model, loader, loss_fn=torch.nn.functional.cross_entropy, optimizer=optimizer
+        )
+        debugkit.gate(target, config={"select": ["loss", "overfit-samples"]})
+        for x, y in loader:
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    assert watch.record.steps == watch.record.backwards == len(loader)
+    assert len(watch.record.optimizers) == 1
+    assert watch.report.status == "pass"

@@ -41,8 +41,17 @@ def gate(
     settings = Config.read(config)
     report = run(target, select=select, ignore=ignore, config=settings)
     print_report(report, sys.stderr)
-    if report.exit_code(settings.fail_on) != CLEAN:
+    stop_unless_clean(report, settings)
+    return report
+
+
+def stop_unless_clean(report: Report, config: Config) -> None:
+    """Raise when a report fails by the standard of a configuration.
+
+    Raises:
+        ChecklistFailed: as :func:`gate` does.
+    """
+    if report.exit_code(config.fail_on) != CLEAN:
         failed = [result.check for result in report.results if result.status in ("fail", "error")]
         named = ", ".join(failed) or ("a warning" if report.counts["warn"] else "nothing was checked")
         raise ChecklistFailed(f"debugkit: {named}; see the report above", report)
-    return report

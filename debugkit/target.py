@@ -92,6 +92,25 @@ class Target:
 
         return target_from_trainer(trainer)
 
+    @classmethod
+    def from_lightning(
+        cls,
+        module: Any,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: Any = None,
+        *,
+        trainer: Any = None,
+    ) -> Target:
+        """The target of a ``LightningModule``, as ``trainer.fit(module, ...)`` would start; all stays as it is.
+
+        Raises:
+            UsageError: ``module`` is no Lightning module, or making its loaders or its optimizer failed.
+        """
+        from debugkit.integrations.lightning_target import target_from_lightning
+
+        return target_from_lightning(module, train_dataloaders, val_dataloaders, datamodule, trainer=trainer)
+
     @property
     def autocast_dtype(self) -> torch.dtype | None:
         """The dtype that training autocasts to, or ``None`` when it does not."""

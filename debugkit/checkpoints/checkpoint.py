@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from debugkit.evidence import root
 from debugkit.weights.matrix import Matrix, SkippedMatrix
@@ -24,4 +24,4 @@ class Checkpoint:
     name: str
     matrices: tuple[Matrix, ...]
     skipped: tuple[SkippedMatrix, ...] = ()
-    settings: Settings = Settings()
+    settings: Settings = field(default_factory=Settings)

@@ -18,8 +18,8 @@ _MOST_STEPS = 20_000
 
 
 def unwrap(optimizer: Any) -> Any:
-    """The torch optimizer inside a wrapper such as accelerate's."""
-    while not isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "optimizer"):
+    """The torch optimizer inside a wrapper such as accelerate's, which holds no parameter groups of its own."""
+    while hasattr(optimizer, "optimizer") and "param_groups" not in vars(optimizer):
         optimizer = optimizer.optimizer
     return optimizer
 

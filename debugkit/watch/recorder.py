@@ -14,6 +14,7 @@ import torch
 from debugkit.errors import one_line
 from debugkit.probes.loop_record import LoopRecord, Mode, OptimizerLog, QuietCalls, TimeLog
 from debugkit.sandbox import is_measuring
+from debugkit.trials.schedule import unwrap
 from debugkit.watch.data_track import DataTrack
 from debugkit.watch.first_iteration import FirstIteration
 from debugkit.watch.loss_track import Line, LossStream, LossTrack
@@ -279,7 +280,7 @@ class Recorder:
     @_seen
     def optimizer_made(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer exists."""
-        self._track(optimizer)
+        self._track(unwrap(optimizer))
 
     def _track(self, optimizer: torch.optim.Optimizer) -> OptimizerTrack:
         track = self.optimizers.get(id(optimizer))

@@ -12,7 +12,7 @@ from debugkit import Finding, fail, note, warn
 from debugkit.data.batch import input_ids, named
 from debugkit.probes.batches import Batches
 from debugkit.probes.initial_state import InitialState, Origin
-from debugkit.probes.layer_spectra import adapter_parameters
+from debugkit.weights.model_matrices import adapter_parameters
 from debugkit.weights.new_rows import NewRows, new_rows
 
 _SHOWN_TOKENS = 5

@@ -13,10 +13,11 @@ from pydantic import Field
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
 from debugkit.probes.initial_state import CLEAR_MAJORITY, InitialState
-from debugkit.probes.layer_spectra import LayerSpectra, LayerSpectrum
+from debugkit.probes.layer_spectra import LayerSpectra
 from debugkit.probes.stuck_layers import StuckLayers
 from debugkit.testing import blobs
 from debugkit.weights.fresh_blocks import fresh_blocks
+from debugkit.weights.layer_spectrum import LayerSpectrum
 
 _FEWEST_PEERS = 3
 _OUTLIER_PEERS = 6

@@ -11,9 +11,13 @@ import torch
 
 from debugkit.errors import Unavailable
 from debugkit.evidence import Cost
-from debugkit.probes.layer_spectra import LayerSpectra, LayerSpectrum, is_table, unreadable
+from debugkit.probes.layer_spectra import LayerSpectra
 from debugkit.target import Target
-from debugkit.weights import spectrum
+from debugkit.weights.eigenvalues import gram_eigenvalues
+from debugkit.weights.layer_spectrum import LayerSpectrum
+from debugkit.weights.marchenko_pastur import noise_distance
+from debugkit.weights.model_matrices import is_table, unreadable
+from debugkit.weights.spectrum import uniform_edge
 
 State = Literal["initial", "trained", "undetermined"]
 Origin = Literal["random", "like an initialiser", "deterministic", "structured", "undetermined"]
@@ -212,7 +216,7 @@ def _is_like_an_initialiser(rows: torch.Tensor) -> bool:
     uniform = (
         (count >= _FEWEST_UNIFORM)
         and _is_near(kurtosis, 1.8, (0.73 / count) ** 0.5)
-        and (abs(spectrum.uniform_edge(float(rows.abs().max()), std) - 1) < 2 * count**-0.5)
+        and (abs(uniform_edge(float(rows.abs().max()), std) - 1) < 2 * count**-0.5)
     )
     normal = _is_near(kurtosis, 3.0, (24 / count) ** 0.5) and any(
         _is_near(std / usual, 1.0, (2 * count) ** -0.5) for usual in _USUAL_STDS
@@ -253,4 +257,4 @@ def _is_random(rows: torch.Tensor) -> bool:
     if abs(float(by_row.square().mean()) / expected - 1) > 6 * ((2 + 12 / width) / count) ** 0.5:
         return False
     short, long = sorted(rows.shape)
-    return spectrum.noise_distance(spectrum.gram_eigenvalues(rows), short, long).is_noise
+    return noise_distance(gram_eigenvalues(rows.numpy()), short, long).is_noise

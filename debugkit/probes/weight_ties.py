@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from debugkit.evidence import Cost
-from debugkit.probes.layer_spectra import is_table
 from debugkit.sandbox import Sandbox
 from debugkit.state.tensor_state import same_bits
 from debugkit.target import Target
+from debugkit.weights.model_matrices import is_table
 
 _FEWEST_ROWS = 8
 

@@ -15,9 +15,10 @@ import debugkit
 from debugkit import Target
 from debugkit.evidence import Deadline
 from debugkit.probes.initial_state import InitialState
-from debugkit.probes.layer_spectra import LayerSpectra, unreadable
+from debugkit.probes.layer_spectra import LayerSpectra
 from debugkit.report import Result
 from debugkit.testing import blobs
+from debugkit.weights.model_matrices import unreadable
 
 transformers = pytest.importorskip("transformers")
 
@@ -28,7 +29,7 @@ def judge(target: Target | nn.Module, **config: Any) -> Result:
 
 
 def spectra_of(model: nn.Module, **options: Any) -> LayerSpectra:
-    return LayerSpectra.collect(Target(model), Deadline(), **options)
+    return LayerSpectra.collect(Target(model), None, Deadline(), **options)
 
 
 def state_of(model: nn.Module) -> InitialState:

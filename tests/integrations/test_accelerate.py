@@ -17,8 +17,8 @@ from debugkit import ChecklistFailed, Target
 
 pytest.importorskip("accelerate")
 
-from accelerate import Accelerator  # noqa: E402
-from accelerate.state import AcceleratorState, GradientState  # noqa: E402
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 
 
 @contextmanager

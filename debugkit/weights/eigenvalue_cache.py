@@ -42,13 +42,16 @@ class EigenvalueCache:
             matrix.groups,
         )
         digest = hashlib.blake2b(repr((VERSION, self._precision, *how)).encode(), digest_size=20)
-        digest.update(np.ascontiguousarray(matrix.load()).reshape(-1).view(np.uint8))
+        digest.update(memoryview(np.ascontiguousarray(matrix.load()).reshape(-1).view(np.uint8)))
         return digest.hexdigest()
 
     def get(self, key: str) -> list[Reading] | None:
         """What was read from this content before; ``None`` where nothing was, or its file can't be read."""
         try:
-            with np.load(self._folder / f"{key}.npz", allow_pickle=False) as held:
+            with (
+                (self._folder / f"{key}.npz").open("rb") as file,
+                np.load(file, allow_pickle=False) as held,
+            ):
                 found = [
                     Reading(
                         held[f"eigenvalues{index}"],
@@ -68,5 +71,5 @@ class EigenvalueCache:
         values = {f"eigenvalues{index}": one.eigenvalues for index, one in enumerate(readings)}
         partial = self._folder / f"{key}.{os.getpid()}.part"
         with partial.open("wb") as file:
-            np.savez(file, **facts, **values)
+            np.savez(file, allow_pickle=False, **facts, **values)
         partial.replace(self._folder / f"{key}.npz")

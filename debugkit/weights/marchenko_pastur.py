@@ -59,7 +59,7 @@ def bulk_edge(short: int, long: int) -> float:
 def tracy_widom_scale(short: int, long: int) -> float:
     """The scale on which the largest eigenvalue of noise varies, in units of the mean eigenvalue."""
     root_n, root_m = math.sqrt(long), math.sqrt(short)
-    return (root_n + root_m) * (1 / root_n + 1 / root_m) ** (1 / 3) / long
+    return (root_n + root_m) * math.cbrt(1 / root_n + 1 / root_m) / long
 
 
 def marchenko_pastur_cdf(x: Array, q: float) -> Array:

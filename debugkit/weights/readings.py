@@ -32,7 +32,7 @@ class Reading:
         dead_rows: outputs whose weights are all 0.
         duplicate_rows: outputs whose weights repeat those of an earlier output.
         randomised_edge: how far the largest eigenvalue lies beyond the bulk edge once the entries are permuted, in
-            Tracy-Widom scales; 0 where no entry and no mean is large enough to be seen.
+            Tracy-Widom scales; 0 where no entry and no mean is large enough to be seen, and for embeddings.
     """
 
     eigenvalues: Array
@@ -55,11 +55,13 @@ def read(matrix: Matrix, precision: str = "float64", device: str | None = None) 
         rows = part[0] if len(part) == 1 else values.reshape(len(values), -1)
         if matrix.outputs == 1 and rows.ndim == 2:
             rows = rows.T
-        found.append(_read(part, rows, orthogonal, precision, device))
+        found.append(_read(part, rows, orthogonal, not matrix.unjudged, precision, device))
     return found
 
 
-def _read(part: Array, rows: Array, orthogonal: bool, precision: str, device: str | None) -> Reading:
+def _read(
+    part: Array, rows: Array, orthogonal: bool, judged: bool, precision: str, device: str | None
+) -> Reading:
     largest, mean = _extent(part)
     nothing = np.empty((len(part), 0))
     if largest == 0.0 or not largest < float("inf"):
@@ -76,7 +78,7 @@ def _read(part: Array, rows: Array, orthogonal: bool, precision: str, device: st
         few_levels=has_few_levels(part),
         dead_rows=dead,
         duplicate_rows=duplicate,
-        randomised_edge=_randomised_edge(part, largest, mean, square, eigenvalues),
+        randomised_edge=_randomised_edge(part, largest, mean, square, eigenvalues) if judged else 0.0,
     )
 
 
@@ -102,7 +104,7 @@ def _is_uniform(part: Array, largest: float, square: float) -> bool:
     step = (part.size // _SAMPLED_VALUES) | 1
     sample = widened(part.reshape(-1)[::step]).astype(np.float64) ** 2
     kurtosis = float((sample**2).mean()) / float(sample.mean()) ** 2
-    return abs(kurtosis - 1.8) < 1.8 * tolerance
+    return bool(abs(kurtosis - 1.8) < 1.8 * tolerance)
 
 
 def has_few_levels(values: Array, block: int = 32, levels: int = 16) -> bool:

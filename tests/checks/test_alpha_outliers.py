@@ -363,12 +363,10 @@ def test_dirac_convolution_is_not_collapsed() -> None:
     assert not spectra_of(conv).layers[0].collapsed
 
 
-def test_time_bound_covers_the_depth_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(10_000))
-    monkeypatch.setattr("debugkit.probes.layer_spectra.time.monotonic", lambda: float(next(clock)))
-    spectra = spectra_of(trained(*[(64, 64)] * 20), seconds=5)
-    assert (spectra.analysed, spectra.matrices) == (5, 20)
-    assert max(int(layer.parameter.split(".")[0]) for layer in spectra.layers) >= 15
+def test_time_bound_says_how_far_it_came() -> None:
+    model = trained(*[(64, 64)] * 20)
+    spectra = LayerSpectra.collect(Target(model), None, Deadline(0.0))
+    assert (spectra.analysed, spectra.matrices) == (0, 20)
 
 
 def test_large_matrices_are_left_out_on_request() -> None:

@@ -42,7 +42,7 @@ class EigenvalueCache:
             matrix.groups,
         )
         digest = hashlib.blake2b(repr((VERSION, self._precision, *how)).encode(), digest_size=20)
-        digest.update(memoryview(np.ascontiguousarray(matrix.load()).reshape(-1).view(np.uint8)))
+        digest.update(np.ascontiguousarray(matrix.load()).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
     def get(self, key: str) -> list[Reading] | None:

@@ -64,8 +64,8 @@ class Matrix:
             return [("", math.prod(taps) * self.groups, rows // self.groups, columns)]
         found = []
         for label, length in self.parts or (("", self.shape[self.axis]),):
-            *stack, rows, columns = (*self.shape[: self.axis], length, *self.shape[self.axis + 1 :])
-            found.append((label, math.prod(stack), rows, columns))
+            shape = [*self.shape[: self.axis], length, *self.shape[self.axis + 1 :]]
+            found.append((label, math.prod(shape[:-2]), shape[-2], shape[-1]))
         return found
 
     @property

@@ -68,7 +68,7 @@ def update_ratio(
     ones count. A step counts as too large only if
     it is with gradients clipped to a norm of 1 as well. A loop that gives a group its rate by hand later should set it
     before the checks. Where the rate itself is out of range, `learning-rate` says
-    so.
+    so. A linear model, which has one matrix only, loses nothing by a large first step.
 
     ## References
     - https://cs231n.github.io/neural-networks-3/#ratio
@@ -202,7 +202,7 @@ def _sizes(
             f"one step changes the matrices by {ratios[0]:.2g} of their size (median of {len(found)}) at a learning rate "
             f"of {rate:.3g}"
         )
-        if min(ratios) / early > highest:
+        if min(ratios) / early > highest and len(matrices(moves)) > 1:
             yield warn(
                 f"{told}: it overwrites what they hold",
                 where="optimizer",

@@ -19,6 +19,7 @@ from debugkit.watch.places import line_at_work
 _MODES: Any = torch.overrides
 _KEPT_BATCHES = 3
 _KEPT_CALLS = 1_000
+_RETURNED = 8
 
 
 @dataclass
@@ -74,11 +75,16 @@ class FirstIteration:
     calls: list[Taken] = field(default_factory=list)
     batches: deque[SeenBatch] = field(default_factory=lambda: deque(maxlen=_KEPT_BATCHES))
     loss: torch.Tensor | None = None
-    _mode: _Mode | None = None
     _alive: bool = True
+    _returned: int = 0
 
     def __post_init__(self) -> None:
         self._mode = _Mode(self)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still looks on."""
+        return self._alive
 
     def batch(self, loader: Any, batch: Any) -> None:
         """A loader gave a batch."""
@@ -115,20 +121,30 @@ class FirstIteration:
         self._alive = False
         self.loss = loss
 
-    def forget(self) -> None:
-        """Look no more, and let everything go."""
+    def passed_by(self) -> None:
+        """Gradients are computed that are returned: a loop that has only these has no first iteration."""
+        self._returned += 1
+        if self._returned > _RETURNED:
+            self.forget()
+
+    def forget(self) -> bool:
+        """Look no more, and let everything go; whether the mode is off the stack.
+
+        It is not while one of the functions that it sees is at work, such as ``Tensor.backward``: ask again then.
+        """
         self._pause()
-        self._alive, self.loss, self._mode = False, None, None
+        self._alive, self.loss = False, None
         self.calls.clear()
         self.batches.clear()
+        return not self._mode.at_work
 
     def _begin(self) -> None:
-        if self._mode is not None and not _depths(self._mode):
+        if not _depths(self._mode):
             self._push(0)
 
     def _pause(self) -> int | None:
         """Take the mode from the stack; how many were above it."""
-        if self._mode is None or not (found := _depths(self._mode)):
+        if not (found := _depths(self._mode)):
             return None
         above = [_MODES._pop_mode() for _ in range(found[0])]
         _MODES._pop_mode()
@@ -137,8 +153,6 @@ class FirstIteration:
         return found[0]
 
     def _push(self, depth: int) -> None:
-        if self._mode is None:
-            return
         above = [_MODES._pop_mode() for _ in range(depth)]
         _MODES._push_mode(self._mode)
         for mode in reversed(above):
@@ -158,13 +172,19 @@ class _Mode(TorchFunctionMode):
     def __init__(self, first: FirstIteration) -> None:
         super().__init__()
         self._first = first
+        self.at_work = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if not is_measuring() and (result is None or next(tensors(result), None) is not None):
+        self.at_work += 1
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self.at_work -= 1
+        taken = result is None or next(tensors(result), None) is not None
+        if taken and self._first.alive and not is_measuring():
             self._first._take(func, args, kwargs, result)
         return result
 

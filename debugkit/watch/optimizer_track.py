@@ -20,11 +20,13 @@ EARLY_STEPS = 20
 EVERY = 50
 _PASSES = 64
 _KEPT = 400
+_LIKE = 0.1
+"""Share of the largest gradient and rate above which a parameter is expected to move as it did."""
 
 
 @dataclass
 class _Layer:
-    """One parameter as it was at the first look, and what was seen of it since."""
+    """One parameter as it was at the first look, and what was seen of it since; ``now`` is rate and gradient."""
 
     first: torch.Tensor | None
     checksum: tuple[float, float] | None
@@ -34,6 +36,9 @@ class _Layer:
     gradient: float = 0.0
     windows: int = 0
     rate: float = 0.0
+    now: tuple[float, float] = (0.0, 0.0)
+    push: float = 0.0
+    still: int = 0
     ratios: deque[float] = field(default_factory=lambda: deque(maxlen=200))
 
 
@@ -178,7 +183,7 @@ class OptimizerTrack:
         return window
 
     def log(self, used: set[int], *, alone: bool, thorough: bool) -> OptimizerLog:
-        """What was seen so far; ``thorough`` reads every parameter that seems not to move."""
+        """What was seen so far; ``thorough`` reads every parameter that seems not to move, also without gradients."""
         if self.final is not None:
             return self.final
         return OptimizerLog(
@@ -216,6 +221,7 @@ class OptimizerTrack:
                 layer.windows += 1
                 layer.with_gradient += index in live
                 layer.gradient = max(layer.gradient, found[index] or 0.0)
+                layer.now = layer.now[0], found[index] or 0.0
         window = StepWindow(
             step=self.steps + 1,
             location=shown(self._location),
@@ -276,6 +282,7 @@ class OptimizerTrack:
             for p in group["params"]:
                 if (layer := self._layers.get(id(p))) is not None:
                     layer.rate = max(layer.rate, rate)
+                    layer.now = rate, 0.0
 
     def _compare(self, before: list[torch.Tensor | None]) -> None:
         """How far the step moved each parameter, from the looked-at elements."""
@@ -288,18 +295,27 @@ class OptimizerTrack:
             return
         changes = norms([now - was for _, was, now in kept])
         sizes = norms([was for _, was, _ in kept])
-        for (p, _, _), change, size in zip(kept, changes, sizes, strict=True):
+        for (p, was, _), change, size in zip(kept, changes, sizes, strict=True):
             layer = self._layers.get(id(p))
             if layer is None or change is None or size is None:
                 continue
+            rate, gradient = layer.now
             if change > 0:
-                layer.moved = True
+                layer.moved, layer.still = True, 0
+            elif gradient > _LIKE * layer.gradient and rate > _LIKE * layer.rate:
+                layer.still += 1
+            rounding = (
+                size / math.sqrt(was.numel()) * torch.finfo(p.dtype).eps if p.is_floating_point() else 0.0
+            )
+            if rounding > 0:
+                layer.push = max(layer.push, rate * gradient / math.sqrt(p.numel()) / rounding)
             if size > 0 and math.isfinite(change):
                 layer.ratios.append(change / size)
 
     def _layer_log(self, p: torch.Tensor, *, thorough: bool) -> LayerLog:
         layer = self._layers.get(id(p)) or _Layer(None, None, self.steps)
-        if thorough and not layer.moved and layer.checksum is not None:
+        doubtful = layer.with_gradient > 0.5 * layer.windows
+        if (thorough or doubtful) and not layer.moved and layer.checksum is not None:
             now = glimpse(p)
             changed = layer.first is not None and now is not None and not torch.equal(now, layer.first)
             layer.moved = changed or checksum(p) != layer.checksum
@@ -315,6 +331,8 @@ class OptimizerTrack:
             requires_grad=p.requires_grad,
             in_model=self._names.knows(p),
             rate=layer.rate,
+            push=layer.push,
+            still=layer.still,
         )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
+import gc
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,32 +146,23 @@ def _can_be_read_again(loader: Any) -> bool:
     )
 
 
-def _variables() -> Iterator[tuple[str, Any]]:
-    """The variables of the functions at work, innermost first, and of the script."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        names = frame.f_locals
-        yield from list(names.items())
-        if sys.version_info < (3, 13) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
-            names.clear()  # a copy that the frame would keep, and all graphs in it
-        frame = frame.f_back  # type: ignore[assignment]
-    yield from list(vars(sys.modules["__main__"]).items())
-
-
 def _trainer_at_work() -> Any:
     """The ``transformers.Trainer`` whose step is running."""
     module = sys.modules.get("transformers.trainer")
-    kind = getattr(module, "Trainer", None)
-    if kind is None:
-        return None
-    return next((value for name, value in _variables() if name == "self" and isinstance(value, kind)), None)
+    frame = sys._getframe(1) if module is not None else None
+    while frame is not None:
+        if frame.f_code.co_filename == module.__file__:  # type: ignore[union-attr]
+            found = frame.f_locals.get("self")
+            if isinstance(found, module.Trainer):  # type: ignore[union-attr]
+                return found
+        frame = frame.f_back
+    return None
 
 
 def _tokenizer() -> Any:
-    """The tokenizer among the script's variables, if there is exactly one."""
+    """The tokenizer of the program, if it has exactly one."""
     module = sys.modules.get("transformers.tokenization_utils_base")
-    kind = getattr(module, "PreTrainedTokenizerBase", None)
-    if kind is None:
+    if module is None:
         return None
-    found = {id(value): value for _, value in _variables() if isinstance(value, kind)}
-    return next(iter(found.values())) if len(found) == 1 else None
+    found = [value for value in gc.get_objects() if isinstance(value, module.PreTrainedTokenizerBase)]
+    return found[0] if len(found) == 1 else None

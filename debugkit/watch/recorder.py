@@ -116,9 +116,8 @@ class Recorder:
         self._drop_first()
 
     def _drop_first(self) -> None:
-        first, self.first = self.first, None
-        if first is not None:
-            first.forget()
+        if self.first is not None and self.first.forget():
+            self.first = None
 
     def listens(self) -> bool:
         """Whether events count now."""
@@ -132,6 +131,8 @@ class Recorder:
         """Run an outermost call of a module."""
         if self._busy or self.in_backward or is_measuring():
             return original(module, *args, **kwargs)
+        if self.first is not None and not self.first.alive:
+            self._drop_first()
         self.inside = True
         try:
             output = (
@@ -206,11 +207,13 @@ class Recorder:
         self.in_backward = True
         self._reached = []
         if not accumulates:
+            if self.first is not None:
+                self.first.passed_by()
             return
         self.backwards += 1
         self.since_step += 1
         loss, self._scaled = self.losses.original(tensors)
-        if self.first is not None:
+        if self.first is not None and self.first.alive:
             self.first.ends(loss)
         line = line_at_work()
         if loss is not None:
@@ -299,6 +302,7 @@ class Recorder:
     @_seen
     def step_begins(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """An optimizer is about to step."""
+        self._drop_first()
         track = self._track(optimizer)
         closure = next((part for part in (*args[1:], *kwargs.values()) if callable(part)), None)
         for scheduler in self._schedulers:

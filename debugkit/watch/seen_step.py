@@ -69,6 +69,8 @@ class SeenStep:
         else:
             batch, loader = _loose_batch(taken, model, outside), None
         casting = [call.entry.autocast for call in taken if call.entry.func is model]
+        if any(tensor.grad_fn is not None for tensor in outside.values()):
+            raise Unavailable("the loss goes through what was computed before its batch was read")
         rows, leaves = size(batch), {id(tensor) for _, tensor in tensors(batch)}
         for call in taken:
             _can_be_followed(call.entry, rows, outside.keys() - leaves)
@@ -126,11 +128,9 @@ class SeenStep:
         first = next(call for call in self._taken if call.random is not None)
         if first.random is not None:
             first.random.restore()
-        tape = Tape()
-        tape.entries = [call.entry for call in self._taken]
         given = {id(tensor): tensor.clone() for _, tensor in tensors(self.batch)}
         try:
-            return float(tape.replay(given).of(self.loss).detach())
+            return float(self._replay(given, None, None).detach())
         except Exception as error:
             raise Unavailable(f"the first iteration can't be run again ({type(error).__name__})") from error
 
@@ -151,11 +151,13 @@ class SeenStep:
     def _replay(
         self, given: Mapping[int, torch.Tensor], model: torch.nn.Module | None, rows: int | None
     ) -> torch.Tensor:
-        tape, changed = Tape(), {}
+        tape, changed = Tape(), dict[int, tuple[Any, ...]]()
         for number, taken in enumerate(self._taken):
             entry = taken.entry
             func = model if model is not None and entry.func is self.model else entry.func
             tape.entries.append(dataclasses.replace(entry, func=_at(taken.line, func)))
+            if any(tensor.requires_grad for tensor in flat(entry.result)):
+                changed[number] = entry.args
             if rows and self._rows and rows != self._rows:
                 args = tuple(self._fitted(entry, rows))
                 if _numbers(args) != _numbers(entry.args):

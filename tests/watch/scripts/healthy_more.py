@@ -290,7 +290,7 @@ elif KIND == "warm up from zero":
         schedule.step()
 elif KIND == "hinge that is solved":
     line = nn.Linear(6, 1)
-    optimizer = torch.optim.SGD(line.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(line.parameters(), lr=0.3)
     for x, _ in [*train] * 3:
         sign = (x[:, 0] > 0).float() * 2 - 1
         keep = x[:, 0].abs() > 0.3

@@ -37,6 +37,8 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block() for _ in range(2))
         self.head = nn.Linear(SIZE, len(letters), bias=False)
         self.head.weight = self.tokens.weight
+        for table in (self.tokens, self.places):
+            nn.init.normal_(table.weight, std=0.02)
 
     def forward(self, ids, targets):
         x = self.tokens(ids) + self.places.weight[: ids.shape[1]]

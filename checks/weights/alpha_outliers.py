@@ -83,11 +83,11 @@ def alpha_outliers(
     yield from dead
     if judged:
         yield _summary(spectra, state)
+    blocks = [one for one in fresh_blocks(spectra, state) if one.among]
+    if target is None:
+        yield from (_untrained_blocks(one) for one in blocks)
     if state.trained:
         weak = []
-        blocks = [one for one in fresh_blocks(spectra, state) if one.among]
-        if target is None:
-            yield from (_untrained_blocks(one) for one in blocks)
         for layer in judged:
             if any(one.holds(layer.parameter) for one in blocks):
                 continue

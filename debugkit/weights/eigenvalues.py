@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from debugkit.weights.matrix import Array
+from debugkit.weights.pages import blocks
 
 _BLOCK = 2**20
 
@@ -41,8 +42,7 @@ def gram_of(matrix: Array, precision: str = "float64", device: str | None = None
     short = min(rows, columns)
     width = max(1, _BLOCK // max(1, short))
     gram: Array | None = None
-    for start in range(0, max(rows, columns), width):
-        part = matrix[start : start + width] if rows > columns else matrix[:, start : start + width]
+    for part in blocks(matrix, width, axis=0 if rows > columns else 1):
         block = np.ascontiguousarray(widened(part), dtype=precision)
         product = _product(block, rows > columns, device)
         gram = product if gram is None else np.add(gram, product, out=gram)

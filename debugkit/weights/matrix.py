@@ -79,8 +79,8 @@ class Matrix:
 
     @property
     def memory(self) -> int:
-        """Bytes that an analysis holds at most, beside what is mapped from a file."""
-        each = max(8 * slices * min(a, b) ** 2 + 16 * min(a, b) ** 2 for _, slices, a, b in self.sides)
+        """Bytes that an analysis holds at most: the values, the Gram matrix, LAPACK's copy and the next block's product."""
+        each = max(24 * min(rows, columns) ** 2 for _, _, rows, columns in self.sides)
         return self.nbytes + each + 2**25
 
     def cut(self, values: Array) -> list[tuple[str, Array]]:

@@ -9,6 +9,7 @@ import numpy as np
 from debugkit.weights.eigenvalues import gram_eigenvalues, gram_of, widened
 from debugkit.weights.marchenko_pastur import bulk_edge, tracy_widom_scale
 from debugkit.weights.matrix import Array, Matrix
+from debugkit.weights.pages import blocks
 from debugkit.weights.spectrum import uniform_edge
 
 _BLOCK = 2**20
@@ -86,8 +87,8 @@ def _extent(part: Array) -> tuple[float, float]:
     """max|w|, NaN where a value is, and the mean."""
     flat = part.reshape(-1)
     highest, lowest, total = 0.0, 0.0, 0.0
-    for start in range(0, len(flat), _BLOCK):
-        block = widened(flat[start : start + _BLOCK])
+    for stored in blocks(flat, _BLOCK):
+        block = widened(stored)
         high, low = float(block.max()), float(block.min())
         if not (np.isfinite(high) and np.isfinite(low)):
             return float("nan"), 0.0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from debugkit.weights import eigenvalues
+from debugkit.weights import eigenvalues, pages
 from debugkit.weights.matrix import Array
 
 
@@ -58,3 +60,18 @@ def test_rounding_floor_separates_rank_from_rounding(dtype: str) -> None:
             matrix = bits_of(matrix + matrix * 2.0**-9)
         values = eigenvalues.gram_eigenvalues(matrix)
         assert int((values > eigenvalues.rounding_floors(values, 128, epsilon)).sum()) == rank
+
+
+def test_values_mapped_from_a_file_are_the_same_and_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = draw(300, 40)
+    values.tofile(tmp_path / "values")
+    mapped = np.memmap(tmp_path / "values", np.float32, "r", shape=(300, 40))
+    monkeypatch.setattr(pages, "_HELD", 1)
+    monkeypatch.setattr(eigenvalues, "_BLOCK", 40 * 32)
+    np.testing.assert_allclose(
+        eigenvalues.gram_eigenvalues(mapped), eigenvalues.gram_eigenvalues(values), rtol=1e-12
+    )
+    assert pages._mapping_of(mapped[3:]) is not None
+    assert pages._mapping_of(values) is None

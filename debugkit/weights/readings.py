@@ -16,7 +16,6 @@ _BLOCK = 2**20
 _SAMPLED_VALUES = 2**16
 _FLAT = 1.1
 _FLAT_PROBE = 0.06
-_HEAVY = 0.6
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Reading:
         dead_rows: outputs whose weights are all 0.
         duplicate_rows: outputs whose weights repeat those of an earlier output.
         randomised_edge: how far the largest eigenvalue lies beyond the bulk edge once the entries are permuted, in
-            Tracy-Widom scales; 0 where no entry and no mean is large enough to be seen, and for embeddings.
+            Tracy-Widom scales, as the largest entry and the mean predict it; 0 where neither can be seen.
     """
 
     eigenvalues: Array
@@ -56,13 +55,11 @@ def read(matrix: Matrix, precision: str = "float64", device: str | None = None) 
         rows = part[0] if len(part) == 1 else values.reshape(len(values), -1)
         if matrix.outputs == 1 and rows.ndim == 2:
             rows = rows.T
-        found.append(_read(part, rows, orthogonal, not matrix.unjudged, precision, device))
+        found.append(_read(part, rows, orthogonal, precision, device))
     return found
 
 
-def _read(
-    part: Array, rows: Array, orthogonal: bool, judged: bool, precision: str, device: str | None
-) -> Reading:
+def _read(part: Array, rows: Array, orthogonal: bool, precision: str, device: str | None) -> Reading:
     largest, mean = _extent(part)
     nothing = np.empty((len(part), 0))
     if largest == 0.0 or not largest < float("inf"):
@@ -79,7 +76,7 @@ def _read(
         few_levels=has_few_levels(part),
         dead_rows=dead,
         duplicate_rows=duplicate,
-        randomised_edge=_randomised_edge(part, largest, mean, square, eigenvalues) if judged else 0.0,
+        randomised_edge=_randomised_edge(part, largest, mean, square),
     )
 
 
@@ -151,13 +148,19 @@ def _is_orthogonal(values: Array) -> bool:
     return bool(0 < eigenvalues[-1] < _FLAT * eigenvalues[0])
 
 
-def _randomised_edge(part: Array, largest: float, mean: float, square: float, eigenvalues: Array) -> float:
-    """Permuted entries are noise unless some are so large that they stand out of it alone, or all have a mean."""
+def _randomised_edge(part: Array, largest: float, mean: float, square: float) -> float:
+    """Where the largest eigenvalue goes when the entries are permuted; predicted, so that nothing is decomposed twice.
+
+    Permuted entries are independent, but their largest one and their mean are still rank-one parts of strength s. Such
+    a part stands out of noise of variance v as ``(s + N v)(s + M v) / s`` when ``s > v sqrt(M N)``, and not otherwise
+    (https://arxiv.org/abs/1103.2221).
+    """
     short, long = sorted(part.shape[-2:])
-    if max(largest**2, mean**2 * short * long) < _HEAVY * square * (short * long) ** 0.5:
-        return 0.0
-    one = part[int(eigenvalues[:, -1].argmax())]
-    values = np.random.default_rng(0).permutation(widened(one).reshape(-1)).reshape(one.shape)
-    permuted = gram_eigenvalues(values)
-    beyond = float(permuted[-1]) / float(permuted.mean()) - bulk_edge(short, long)
-    return max(0.0, beyond / tracy_widom_scale(short, long))
+    size = short * long
+    beyond = 0.0
+    for strength in (largest**2, mean**2 * size):
+        variance = square - strength / size
+        if strength > variance * size**0.5:
+            spike = (strength / long + variance) * (strength + short * variance) / strength / square
+            beyond = max(beyond, (spike - bulk_edge(short, long)) / tracy_widom_scale(short, long))
+    return beyond

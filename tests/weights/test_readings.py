@@ -116,3 +116,13 @@ def test_stacked_experts_and_unequal_parts() -> None:
         ("key", 32, 96),
         ("value", 32, 96),
     ]
+
+
+@pytest.mark.parametrize("spread", [0.8, 1.0, 1.3])
+def test_randomised_edge_is_that_of_permuted_entries(spread: float) -> None:
+    draw = np.random.default_rng(3)
+    values = draw.standard_normal((256, 384)) * draw.lognormal(0, spread, (256, 384))
+    permuted = draw.permutation(values.reshape(-1)).reshape(values.shape)
+    noise_of = spectra(permuted)[0].noise
+    assert noise_of is not None
+    assert spectra(values)[0].randomised_edge == pytest.approx(noise_of.edge, rel=0.1)

@@ -125,4 +125,4 @@ def test_randomised_edge_is_that_of_permuted_entries(spread: float) -> None:
     permuted = draw.permutation(values.reshape(-1)).reshape(values.shape)
     noise_of = spectra(permuted)[0].noise
     assert noise_of is not None
-    assert spectra(values)[0].randomised_edge == pytest.approx(noise_of.edge, rel=0.1)
+    assert spectra(values)[0].randomised_edge == pytest.approx(noise_of.edge, rel=0.25)

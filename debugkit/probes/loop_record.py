@@ -62,6 +62,8 @@ class LayerLog:
         requires_grad: whether it is trainable.
         in_model: whether a model that was called holds it.
         rate: the largest learning rate that its group had when it was looked at.
+        push: the largest update that plain gradient descent would have made, in units of the weights' rounding.
+        still: the latest looks in a row at which it stayed, with a gradient and a rate as when it moved.
     """
 
     name: str
@@ -75,6 +77,8 @@ class LayerLog:
     windows: int
     ratios: tuple[float, ...]
     requires_grad: bool
+    push: float = 0.0
+    still: int = 0
 
 
 @dataclass(frozen=True)

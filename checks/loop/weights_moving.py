@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -15,6 +15,8 @@ from debugkit.testing import blobs, mlp, watched
 
 _ROUNDING = 1e-6
 """Norm of a gradient that may be nothing but rounding, as that of a bias before a BatchNorm."""
+_PUSH = 10.0
+"""An update, in units of rounding, that moves at least one element."""
 
 
 @check
@@ -26,14 +28,14 @@ def weights_moving(
         float, Field(gt=0, le=1, description="Share of the elements with a gradient that never move.")
     ] = 0.5,
 ) -> Iterator[Finding]:
-    """Trainable weights never move.
+    """Trainable weights never move, or stop moving.
 
     Of each parameter 256 elements are compared before and after a step, at the first 20 steps and every 50th; where
     these do not move, all elements count.
 
     ## Why is this bad?
     What does not move is not trained: a learning rate of zero, an optimizer that holds the weights of a layer that
-    was replaced afterwards, or updates that are rounded away in bfloat16. The rest of the model trains around it,
+    was replaced afterwards, an optimizer that writes to a copy, or updates that are rounded away in bfloat16. The rest of the model trains around it,
     and the loss still falls.
 
     ## What to do
@@ -45,6 +47,7 @@ def weights_moving(
 
     ## References
     - https://cs231n.github.io/neural-networks-3/#ratio
+    - https://github.com/pytorch/pytorch/issues/115607
     """
     judged = [log for log in loop.optimizers if log.steps >= least_steps and log.layers]
     replaced = [finding for log in loop.optimizers for finding in _replaced(log, loop)]
@@ -52,7 +55,8 @@ def weights_moving(
         raise Unavailable(f"no optimizer took {least_steps} steps while the loop was watched")
     yield from replaced
     for log in judged:
-        findings = [*_nothing_moves(log)] or [*_much_stays(log, share)]
+        findings = [*_nothing_moves(log)] or [*_stopped(log, least_steps)]
+        findings = findings or [*_one_stays(log)] or [*_much_stays(log, share)]
         yield from findings
         yield from _pace(log)
 
@@ -73,6 +77,38 @@ def _nothing_moves(log: OptimizerLog) -> Iterator[Finding]:
         steps=log.steps,
         rate=rate,
     )
+
+
+def _stopped(log: OptimizerLog, looks: int) -> Iterator[Finding]:
+    """Parameters that moved, and stay now although neither gradients nor rates have become small."""
+    fed = [layer for layer in log.layers if layer.moved and layer.gradient > _ROUNDING]
+    if len(fed) > 1 and all(layer.still >= looks for layer in fed):
+        looks = min(layer.still for layer in fed)
+        yield fail(
+            f"all {len(fed)} parameters of `{log.name}` that moved at first have stopped moving: they stayed in each "
+            f"of the latest {looks} steps looked at (of {log.steps}), with gradients and learning rates as before",
+            where=fed[0].name,
+            hint="check what the optimizer's `step` does since then; run it without `torch.compile`",
+            steps=log.steps,
+            looks=looks,
+        )
+
+
+def _one_stays(log: OptimizerLog) -> Iterator[Finding]:
+    """Parameters that stay in every bit, where the smallest optimizer would have moved them."""
+    fed = [layer for layer in log.layers if layer.with_gradient > 0.5 * layer.windows and layer.rate > 0]
+    stuck = [layer for layer in fed if not layer.moved and layer.push > _PUSH and layer.size > 1]
+    if stuck and any(layer.moved for layer in fed):
+        more = f" and {len(stuck) - 1} more" if len(stuck) > 1 else ""
+        yield warn(
+            f"`{stuck[0].name}`{more} got gradients in {log.steps} steps of `{log.name}` and did not move by a bit, "
+            f"where plain gradient descent would have moved it by {stuck[0].push:.0f} times its rounding: the "
+            "updates do not reach it",
+            where=stuck[0].name,
+            hint="check that the optimizer writes to this tensor itself; store it `.contiguous()`",
+            parameters=len(stuck),
+            push=stuck[0].push,
+        )
 
 
 def _much_stays(log: OptimizerLog, share: float) -> Iterator[Finding]:
@@ -128,12 +164,34 @@ def _matters(layer: LayerLog) -> bool:
     return layer.moved and len(layer.ratios) > 0 and layer.size > 1
 
 
+class _Idle(torch.optim.Adam):
+    """Stops working after a step, or leaves one parameter as it is."""
+
+    def __init__(self, parameters: Any, *, after: int, but: int | None) -> None:
+        super().__init__(parameters, lr=1e-3)
+        self.left, self.but = after, but
+
+    def step(self, closure: Any = None) -> Any:
+        kept = [p for group in self.param_groups for p in group["params"]]
+        kept = kept if self.left <= 0 else [] if self.but is None else kept[self.but : self.but + 1]
+        before = [p.detach().clone() for p in kept]
+        super().step(closure)
+        self.left -= 1
+        with torch.no_grad():
+            for p, value in zip(kept, before, strict=True):
+                p.copy_(value)
+
+
 def _train(mistake: str | None) -> None:
     model, loader = mlp(), blobs()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.0 if mistake == "rate" else 1e-3)
+    if mistake in ("stuck", "one"):
+        optimizer = _Idle(
+            model.parameters(), after=4 if mistake == "stuck" else 99, but=0 if mistake == "one" else None
+        )
     if mistake == "head":
         model[2] = torch.nn.Linear(32, 2)
-    for x, y in [*loader] * 4:
+    for x, y in [*loader] * 8:
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -149,3 +207,11 @@ def bad_learning_rate() -> LoopRecord:
 
 def bad_head_replaced() -> LoopRecord:
     return watched(lambda: _train("head"))
+
+
+def bad_stops() -> LoopRecord:
+    return watched(lambda: _train("stuck"))
+
+
+def bad_one_stays() -> LoopRecord:
+    return watched(lambda: _train("one"))

@@ -7,6 +7,7 @@ compiled models of a watched run work as they do without.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from functools import wraps
@@ -17,6 +18,7 @@ import torch
 import torch.amp.grad_scaler
 import torch.optim.lr_scheduler
 import torch.utils.data
+from torch._compile import _disable_dynamo
 from torch.compiler import is_compiling
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.data import dataloader
@@ -26,6 +28,24 @@ if TYPE_CHECKING:
 
 _CLIPPING: Any = torch.nn.utils.clip_grad
 _SCHEDULERS: Any = torch.optim.lr_scheduler
+
+
+_STEP_CODE = torch.optim.Optimizer.profile_hook_step(lambda self: None).__code__
+
+
+def _outermost(tell: Callable[[Any, Any, Any], object]) -> Callable[[Any, Any, Any], None]:
+    """A hook that stays silent for the ``super().step()`` inside of an optimizer's step."""
+
+    def hook(optimizer: Any, args: Any, kwargs: Any) -> None:
+        frame, steps = sys._getframe(1), 0
+        while frame is not None and steps < 2:
+            steps += frame.f_code is _STEP_CODE and frame.f_locals.get("self") is optimizer
+            frame = frame.f_back  # type: ignore[assignment]
+        if steps < 2:
+            tell(optimizer, args, kwargs)
+
+    silent: Callable[[Any, Any, Any], None] = _disable_dynamo(hook)
+    return silent
 
 
 class Patches:
@@ -44,8 +64,8 @@ class Patches:
         recorder = self._recorder
         os.register_at_fork(after_in_child=recorder.stop)
         self._undo += [
-            register_optimizer_step_pre_hook(recorder.step_begins).remove,
-            register_optimizer_step_post_hook(recorder.step_ends).remove,
+            register_optimizer_step_pre_hook(_outermost(recorder.step_begins)).remove,
+            register_optimizer_step_post_hook(_outermost(recorder.step_ends)).remove,
         ]
         self._wrap_module()
         self._wrap_backward()
@@ -108,7 +128,7 @@ class Patches:
 
         def make(original: Any) -> Any:
             def __call__(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
-                if is_compiling() or recorder.inside or get_ident() != thread:
+                if recorder.inside or is_compiling() or get_ident() != thread:
                     return original(self, *args, **kwargs)
                 return recorder.outer_call(original, self, args, kwargs)
 

@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -112,3 +113,23 @@ def test_what_a_gate_measures_is_no_training() -> None:
     assert watch.record.steps == watch.record.backwards == len(loader)
     assert len(watch.record.optimizers) == 1
     assert watch.report.status == "pass"
+
+
+def test_a_step_within_a_step_counts_once() -> None:
+    class Decayed(torch.optim.Adam):
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.grad.mul_(0.99)
+            return super().step(closure)
+
+    model, loader = mlp(), blobs()
+    torch.optim.Adam(model.parameters())
+    with debugkit.watch(model, config={}, preflight=False) as watch:
+        optimizer = Decayed(model.parameters())
+        for x, y in loader:
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    assert watch.record.steps == len(loader)
+    assert watch.record.optimizers[-1].steps == len(loader)

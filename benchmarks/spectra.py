@@ -45,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.run:
         tool, file = options.run
-        print(json.dumps(TOOLS[tool](file, options)))
+        print(json.dumps(TOOLS[tool](file, options) | {"memory": peak()}))
         return
     with tempfile.TemporaryDirectory() as folder:
         for model in options.models:
@@ -114,11 +114,18 @@ def child(tool: str, file: Path, options: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(f"{tool} failed: {process.stderr.read().decode()[-2000:] if process.stderr else ''}")
     answer: dict[str, Any] = json.loads(text.decode().splitlines()[-1])
     whole = time.perf_counter() - start
-    return answer | {
-        "whole": whole,
-        "cpu": usage.ru_utime + usage.ru_stime,
-        "memory": usage.ru_maxrss / 1024,
-    }
+    return answer | {"whole": whole, "cpu": usage.ru_utime + usage.ru_stime}
+
+
+def peak() -> float:
+    """The most megabytes that this process has held; what its parent held before it is not counted."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def tensors(file: str) -> Iterator[tuple[str, tuple[int, ...], Any]]:

@@ -16,7 +16,7 @@ from debugkit.weights.matrix import Matrix
 from debugkit.weights.readings import read
 from debugkit.weights.settings import Progress, Settings
 
-_OPERATIONS_PER_SECOND = 1e10
+_OPERATIONS_PER_SECOND = 2e10
 _EVEN = 0.6180339887498949
 
 
@@ -102,8 +102,8 @@ class _Run:
         self._changed = threading.Condition()
         self._running: dict[int, int] = {}
         self._stopped = False
-        self._costs_done = self._costs_left = 0.0
-        self._seconds_done = 0.0
+        self._costs_done = 0.0
+        self._paces: dict[int, tuple[float, float]] = {}
         self._costs_left = sum(matrices[index].cost for index in share)
 
     @property
@@ -151,7 +151,8 @@ class _Run:
                 del self._running[index]
                 self._costs_done += matrix.cost
                 self._costs_left -= matrix.cost
-                self._seconds_done += time.monotonic() - start
+                done, took = self._paces.get(_size(matrix.cost), (0.0, 0.0))
+                self._paces[_size(matrix.cost)] = (done + matrix.cost, took + time.monotonic() - start)
                 self._tell(matrix)
                 self._changed.notify_all()
 
@@ -169,25 +170,36 @@ class _Run:
         """The next matrix to begin; waits while only the memory is short."""
         with self._changed:
             while not self._stopped:
-                self._waiting = [index for index in self._waiting if self._is_in_time(index)]
+                free = self._settings.memory - sum(self._running.values())
+                late = set()
+                for index in self._waiting:
+                    need = self._matrices[index].memory
+                    if not self._is_in_time(index):
+                        late.add(index)
+                    elif need <= free or not self._running:
+                        self._running[index] = need
+                        self._waiting = [
+                            other for other in self._waiting if other != index and other not in late
+                        ]
+                        return index
+                self._waiting = [index for index in self._waiting if index not in late]
                 if not self._waiting:
                     return None
-                free = self._settings.memory - sum(self._running.values())
-                for place, index in enumerate(self._waiting):
-                    need = self._matrices[index].memory
-                    if need <= free or not self._running:
-                        self._running[index] = need
-                        del self._waiting[place]
-                        return index
                 self._changed.wait()
         return None
 
     def _is_in_time(self, index: int) -> bool:
+        """Whether a matrix is expected to end in time, by the pace of those of its size and larger."""
         if math.isinf(self._end):
             return True
-        known = self._seconds_done > 0
-        pace = self._costs_done / self._seconds_done if known else _OPERATIONS_PER_SECOND
-        return time.monotonic() + self._matrices[index].cost / pace < self._end
+        cost = self._matrices[index].cost
+        alike = [one for size, one in self._paces.items() if size >= _size(cost)]
+        pace = (
+            sum(done for done, _ in alike) / sum(took for _, took in alike)
+            if alike
+            else _OPERATIONS_PER_SECOND
+        )
+        return time.monotonic() + cost / pace < self._end
 
     def _tell(self, matrix: Matrix) -> None:
         if self._settings.on_progress is None:
@@ -196,6 +208,11 @@ class _Run:
         if math.isfinite(self._end):
             left = min(left, max(0.0, self._end - time.monotonic()))
         self._settings.on_progress(Progress(len(self.found), self._total, matrix.name, left))
+
+
+def _size(cost: float) -> int:
+    """The order of magnitude of a cost: small matrices are slower for what they cost."""
+    return int(math.log10(max(1.0, cost)))
 
 
 def _in_order(matrices: Sequence[Matrix], share: list[int], hurried: bool) -> list[int]:

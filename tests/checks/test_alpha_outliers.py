@@ -402,3 +402,28 @@ def test_weights_that_were_packed_into_four_bits_are_left_out() -> None:
     assert unreadable(weight.view(64, 64).bfloat16()) is None
     assert unreadable(torch.eye(64)) is None
     assert unreadable(torch.zeros(64, 64)) is None
+
+
+def collapse(weight: torch.Tensor) -> None:
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    values[len(values) // 8 :] = 0
+    weight.copy_((left * values) @ right)
+
+
+FAULTS: dict[str, tuple[str, Callable[[torch.Tensor], object]]] = {
+    "normal values": ("warn", lambda weight: nn.init.normal_(weight, std=0.02)),
+    "default initialisation": ("warn", lambda weight: nn.init.kaiming_uniform_(weight, a=5**0.5)),
+    "zeros": ("fail", nn.init.zeros_),
+    "a collapsed rank": ("fail", collapse),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("place", ["0.attention.self.key", "2.intermediate.dense", "5.output.dense"])
+def test_a_planted_fault_is_found_and_only_it(minilm: nn.Module, place: str, fault: str) -> None:
+    level, plant = FAULTS[fault]
+    name = f"encoder.layer.{place}.weight"
+    torch.manual_seed(0)
+    with torch.no_grad():
+        plant(minilm.get_parameter(name))
+    assert sorted(graver(judge(minilm))) == sorted([(level, name), ("warn", "pooler.dense.weight")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -149,3 +151,8 @@ def test_unchanged_content_is_known_and_a_changed_value_is_not(tmp_path: Path) -
     for file in (tmp_path / "spectra").iterdir():
         file.write_bytes(file.read_bytes()[:100])
     assert numbers(analyse([*several(3), parts], settings)) == numbers(first)
+
+
+def test_engine_does_without_torch() -> None:
+    program = "import sys, debugkit.weights.engine; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

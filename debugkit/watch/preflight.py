@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import sys
 import time
@@ -51,7 +52,11 @@ class Preflight:
     notices: tuple[str, ...] = ()
 
     def run(
-        self, first: FirstIteration, tracks: Iterable[OptimizerTrack], schedulers: Iterable[Any], name: str | None
+        self,
+        first: FirstIteration,
+        tracks: Iterable[OptimizerTrack],
+        schedulers: Iterable[Any],
+        name: str | None,
     ) -> None:
         """Judge the first iteration; what goes wrong is a notice."""
         start = time.perf_counter()
@@ -98,10 +103,15 @@ def _target(
         Unavailable: there is no model to look at.
     """
     if (trainer := _trainer_at_work()) is not None:
-        return Target.from_trainer(trainer), None, ()
+        target = Target.from_trainer(trainer)
+        if (shared := _shared(target.model)) is not None:
+            return dataclasses.replace(target, train_loader=None, eval_loader=None), shared, ()
+        return target, None, ()
     model = model_of(first)
     step, why = None, None
     try:
+        if (shared := _shared(model)) is not None:
+            raise Unavailable(shared)
         step = SeenStep.of(first, model)
         step.prove(name)
     except Unavailable as refusal:
@@ -123,6 +133,16 @@ def _target(
     if (loss_fn := step.loss_fn()) is not None:
         return Target(model, batches, loss_fn=loss_fn, **facts), None, families
     return Target(model, batches, training_step=step, **facts), None, families
+
+
+def _shared(model: torch.nn.Module) -> str | None:
+    """Why a model must not run out of turn: other processes would wait, or its parameters are not all here."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        return f"{distributed.get_world_size()} processes train together"
+    if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+        return "the model's parameters are sharded"
+    return None
 
 
 def _optimizer(

@@ -77,10 +77,11 @@ def is_evidence(kind: object) -> bool:
 def buildable(signature: Signature, roots: Iterable[Kind]) -> bool:
     """Whether a moment that hands over these roots has what a signature needs.
 
-    Each need that is not optional must be there; of a signature that has optional needs only, one of them.
+    Each need that is not optional must be there; of a signature that has optional needs only, one of them. A
+    deadline is there in every moment.
     """
     given = frozenset(roots)
-    there = {need: _has(need.kind, given) for need in signature.needs}
+    there = {need: _has(need.kind, given) for need in signature.needs if need.kind is not Deadline}
     required = [has for need, has in there.items() if not need.optional]
     return all(required) and (bool(required) or not there or any(there.values()))
 

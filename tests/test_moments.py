@@ -35,8 +35,16 @@ class Size:
     """Can be built in either moment."""
 
     @staticmethod
-    def collect(target: Target | None, length: Length | None) -> tuple[bool, bool]:
+    def collect(target: Target | None, length: Length | None, deadline: Deadline) -> tuple[bool, bool]:
         return target is not None, length is not None
+
+
+@root
+@dataclass(frozen=True)
+class Other:
+    """A moment that has neither."""
+
+    name: str | None = None
 
 
 def of_target(target: Target) -> Iterator[Finding]:
@@ -113,3 +121,7 @@ def test_a_target_has_every_built_in_check_but_those_of_other_moments() -> None:
     registry = load()
     absent = set(registry) - {check.id for check in Run(Target(mlp()), config={}, registry=registry).plan}
     assert {registry[name].family for name in absent} <= {"loop"}
+
+
+def test_a_deadline_alone_plans_nothing() -> None:
+    assert [check.id for check in run(Other()).plan] == ["of-nothing"]

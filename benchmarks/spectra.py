@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument(
         "--weightwatcher", metavar="PYTHON", help="an interpreter that has weightwatcher 0.7.7"
     )
-    parser.add_argument("--models", nargs="+", default=["minilm", "bert", "gpt2", "noise"])
+    parser.add_argument("--models", nargs="+", default=["minilm", "bert", "gpt2", "noise", "degenerate"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", default="float64", choices=["float64", "float32"])
@@ -85,13 +85,27 @@ def compare(model: str, file: Path, options: argparse.Namespace) -> None:
 
 
 def agreement(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """The largest relative difference of each number over the layers that both fitted, and the others by name."""
-    both = [name for name in theirs if ours.get(name) and theirs[name] and theirs[name]["alpha"] > 0]
+    """The largest relative difference of each number over the ordinary layers, and the others one by one."""
+    both = [name for name in theirs if is_ordinary(ours[name], theirs[name])]
     for key in ("alpha", "sigma", "D", "tail"):
-        worst = max(abs(ours[n][key] - theirs[n][key]) / max(1e-12, abs(theirs[n][key])) for n in both)
+        worst = max((abs(ours[n][key] / theirs[n][key] - 1) for n in both), default=0.0)
         print(f"  {key:6} differs by at most {worst:.1e} over {len(both)} layers")
-    for name in sorted(set(theirs) - set(both)):
-        print(f"  degenerate: {name}: WeightWatcher {theirs[name]}, debugkit {ours.get(name)}")
+    for name in ours:
+        if name not in both:
+            told = theirs.get(name)
+            said = (
+                f"alpha {told['alpha']:.3g}, D {told['D']:.3g}, {told['warning'] or 'no warning'}"
+                if told
+                else "left out"
+            )
+            mine = ours[name]
+            fit = f"alpha {mine['alpha']:.3g}, D {mine['D']:.3g}" if mine.get("alpha") else "no fit"
+            print(f"  {name:22} WeightWatcher: {said:48} debugkit: {fit}, {mine['state'] or 'judged'}")
+
+
+def is_ordinary(mine: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether both tools have a fit, over enough eigenvalues, of a layer that is not dead."""
+    return not mine["state"] and mine.get("alpha") is not None and other["alpha"] > 0
 
 
 def child(tool: str, file: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -170,17 +184,27 @@ def run_ours(file: str, options: argparse.Namespace) -> dict[str, Any]:
         "alone": time.perf_counter() - start,
         "analysis_cpu": time.process_time() - cpu,
         "layers": {
-            layer.parameter: (fit := layer.weightwatcher)
-            and {
-                "alpha": fit.alpha,
-                "sigma": fit.sigma,
-                "D": fit.distance,
-                "tail": fit.tail,
-                "xmin": fit.xmin,
-            }
+            layer.parameter: {"state": state_of(layer)}
+            | (
+                {"alpha": fit.alpha, "sigma": fit.sigma, "D": fit.distance, "tail": fit.tail}
+                if (fit := layer.weightwatcher)
+                else {}
+            )
             for layer in analysis.layers
         },
     }
+
+
+def state_of(layer: Any) -> str:
+    if not layer.finite:
+        return "not finite"
+    if layer.zero:
+        return "all zero"
+    if layer.collapsed:
+        return "collapsed rank: dead"
+    if layer.orthogonal:
+        return "orthogonal"
+    return "" if layer.usable >= 8 else "too few eigenvalues"
 
 
 def run_floor(file: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -231,7 +255,7 @@ def run_weightwatcher(file: str, options: argparse.Namespace) -> dict[str, Any]:
                 "sigma": row["sigma"],
                 "D": row["D"],
                 "tail": row["num_pl_spikes"],
-                "xmin": row["xmin"],
+                "warning": row["warning"],
             }
             for row in table.to_dict("records")
         },
@@ -255,14 +279,38 @@ def checkpoint(model: str, folder: Path) -> Path:
 
     draw = np.random.default_rng(0)
     held = {}
-    for name, shape in SHAPES[model].items():
+    for name, shape in SHAPES[model].items() if model != "degenerate" else ():
         values = draw.standard_normal(shape, dtype=np.float32) * 0.02
         if model != "noise":
             values *= draw.lognormal(0, 0.6, (shape[0], *[1] * (len(shape) - 1))).astype(np.float32)
             values *= draw.lognormal(0, 0.6, (1, shape[1], *[1] * (len(shape) - 2))).astype(np.float32)
         held[name] = values
+    if model == "degenerate":
+        held = {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in degenerate().items()}
     save_file(held, folder / f"{model}.safetensors")
     return folder / f"{model}.safetensors"
+
+
+def degenerate() -> dict[str, Any]:
+    """Layers whose spectrum is no power law of anything that was learned."""
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    noise = draw.standard_normal((128, 128))
+    heavy = noise * draw.lognormal(0, 1, (128, 1))
+    left, right = np.linalg.qr(noise)[0], np.linalg.qr(draw.standard_normal((128, 128)))[0]
+    return {
+        "noise": noise,
+        "heavy": heavy,
+        "heavy_times_1e-3": heavy * 1e-3,
+        "zeros": 0 * noise,
+        "constant": 0 * noise + 0.5,
+        "identity": np.eye(128),
+        "orthogonal": left,
+        "rank_4": noise[:, :4] @ noise[:4],
+        "rank_64": (left[:, :64] * np.arange(1, 65) ** -0.5) @ right[:64],
+        "eight_rows": draw.standard_normal((8, 300)),
+    }
 
 
 def _blocks(
@@ -278,6 +326,7 @@ _BERT = {"query": (768, 768), "key": (768, 768), "value": (768, 768), "output": 
 _GPT2 = {"c_attn": (2304, 768), "c_proj": (768, 768)}
 _MLP = {"up": (3072, 768), "down": (768, 3072)}
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
+    "degenerate": {},
     "bert": _blocks({"embeddings.word": 30522, "embeddings.position": 512}, 768, 12, _BERT | _MLP),
     "gpt2": _blocks({"wte": 50257, "wpe": 1024}, 768, 12, _GPT2 | _MLP),
     "noise": {f"layer.{i}.weight": (64 + 32 * i, 96 + 48 * (i % 5)) for i in range(12)}

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from debugkit.checkpoints.checkpoint import Checkpoint
+from debugkit.errors import Unavailable
 from debugkit.evidence import Cost, Deadline
 from debugkit.target import Target
 from debugkit.weights.engine import analyse
@@ -60,13 +61,19 @@ class LayerSpectra:
             int, Field(ge=64, description="convolutions with more pooled eigenvalues are left out")
         ] = 15_000,
     ) -> LayerSpectra:
-        """Analyse the matrices of a model, or of a checkpoint; never raises for what a parameter holds."""
+        """Analyse the matrices of a model, or of a checkpoint; never raises for what a parameter holds.
+
+        Raises:
+            Unavailable: there is neither.
+        """
         if checkpoint is not None:
             found, skipped = list(checkpoint.matrices), list(checkpoint.skipped)
             settings, limit = checkpoint.settings, math.inf
         elif target is not None:
             found, skipped = model_matrices(target.model)
             settings, limit = _live_settings(target), seconds
+        else:
+            raise Unavailable("there is neither a model nor a checkpoint; pass Target(model)")
         wanted = []
         for one in found:
             if reason := _too_large(one, max_side, max_eigenvalues):

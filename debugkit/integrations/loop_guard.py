@@ -17,6 +17,7 @@ from debugkit.render.text import print_report
 from debugkit.report import Report, Result
 from debugkit.runner import run
 from debugkit.target import Target
+from debugkit.watch.processes import at_rest, why_not_alone
 from debugkit.watch.session import Watch
 
 Gate = Literal["fail", "report"] | None
@@ -115,6 +116,7 @@ class LoopGuard:
         )
 
     def _judge(self, target: Target) -> None:
+        target = target if why_not_alone(target.model) is None else at_rest(target)
         self.checklist = run(target, **self._wanted)
         if not self.checklist.results:
             return

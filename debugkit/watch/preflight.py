@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import sys
 import time
@@ -22,6 +21,7 @@ from debugkit.runner import OnEvent, Run
 from debugkit.target import Target
 from debugkit.watch.first_iteration import FirstIteration
 from debugkit.watch.optimizer_track import OptimizerTrack
+from debugkit.watch.processes import at_rest, why_not_alone
 from debugkit.watch.seen_step import SeenStep, model_of
 
 SECONDS = 60.0
@@ -102,15 +102,14 @@ def _target(
     Raises:
         Unavailable: there is no model to look at.
     """
-    if (trainer := _trainer_at_work()) is not None:
-        target = Target.from_trainer(trainer)
-        if (shared := _shared(target.model)) is not None:
-            return dataclasses.replace(target, train_loader=None, eval_loader=None), shared, ()
+    if (target := _target_of_library()) is not None:
+        if (shared := why_not_alone(target.model)) is not None:
+            return at_rest(target), shared, ()
         return target, None, ()
     model = model_of(first)
     step, why = None, None
     try:
-        if (shared := _shared(model)) is not None:
+        if (shared := why_not_alone(model)) is not None:
             raise Unavailable(shared)
         step = SeenStep.of(first, model)
         step.prove(name)
@@ -135,16 +134,6 @@ def _target(
     return Target(model, batches, training_step=step, **facts), None, families
 
 
-def _shared(model: torch.nn.Module) -> str | None:
-    """Why a model must not run out of turn: other processes would wait, or its parameters are not all here."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-        return f"{distributed.get_world_size()} processes train together"
-    if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
-        return "the model's parameters are sharded"
-    return None
-
-
 def _optimizer(
     model: torch.nn.Module, tracks: list[OptimizerTrack], schedulers: list[Any]
 ) -> tuple[Any, Any]:
@@ -166,9 +155,9 @@ def _can_be_read_again(loader: Any) -> bool:
     )
 
 
-def _trainer_at_work() -> Any:
-    """The ``transformers.Trainer`` whose step is running."""
-    module = sys.modules.get("transformers.trainer")
+def _trainer_at_work(module_name: str) -> Any:
+    """The ``Trainer`` of a library's module whose step is running."""
+    module = sys.modules.get(module_name)
     frame = sys._getframe(1) if module is not None else None
     while frame is not None:
         if frame.f_code.co_filename == module.__file__:  # type: ignore[union-attr]
@@ -176,6 +165,17 @@ def _trainer_at_work() -> Any:
             if isinstance(found, module.Trainer):  # type: ignore[union-attr]
                 return found
         frame = frame.f_back
+    return None
+
+
+def _target_of_library() -> Target | None:
+    """The target of transformers' or Lightning's trainer, if one is at work that runs the steps itself."""
+    if (trainer := _trainer_at_work("transformers.trainer")) is not None:
+        return Target.from_trainer(trainer)
+    for package in ("lightning.pytorch", "pytorch_lightning"):
+        trainer = _trainer_at_work(f"{package}.trainer.trainer")
+        if trainer is not None and trainer.training and trainer.lightning_module.automatic_optimization:
+            return Target.from_lightning(trainer.lightning_module, trainer=trainer)
     return None
 
 

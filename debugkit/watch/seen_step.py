@@ -18,11 +18,17 @@ from debugkit.target import Target
 from debugkit.tracing.tape import Entry, Tape, flat, written
 from debugkit.watch.first_iteration import FirstIteration, Taken
 
+# fmt: off
 _SHAPED = frozenset(
-    "view reshape expand repeat tile broadcast_to unflatten zeros ones full empty arange new_zeros new_ones "
-    "new_full new_empty".split()
+    {
+        "view", "reshape", "expand", "repeat", "tile", "broadcast_to", "unflatten", "zeros", "ones", "full", "empty",
+        "arange", "new_zeros", "new_ones", "new_full", "new_empty",
+    }
 )
-_FACTORS = frozenset("div true_divide mul multiply __truediv__ __mul__ __rmul__ __rtruediv__ divide".split())
+# fmt: on
+_FACTORS = frozenset(
+    {"div", "true_divide", "divide", "__truediv__", "__rtruediv__", "mul", "multiply", "__mul__", "__rmul__"}
+)
 _DIVISIONS = frozenset({"div", "true_divide", "__truediv__", "divide"})
 _PLAIN = (int, float, complex, str, bool, bytes, slice, type(None), type(...))
 _TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, torch.Generator)
@@ -100,7 +106,9 @@ class SeenStep:
         after = Tape()
         after.entries = [taken.entry for taken in self._taken if taken.entry is not call]
         others = {id(tensor) for _, tensor in tensors(self.batch)} - made
-        if any(id(tensor) in others for entry in after.entries for tensor in flat((entry.args, entry.kwargs))):
+        if any(
+            id(tensor) in others for entry in after.entries for tensor in flat((entry.args, entry.kwargs))
+        ):
             return None
 
         def loss(outputs_now: Any, targets: Any) -> torch.Tensor:
@@ -348,7 +356,7 @@ def _at(line: tuple[str, int] | None, func: Callable[..., Any]) -> Callable[...,
     if line is None:
         return func
 
-    def call(*args: Any, **kwargs: Any) -> Any: return func(*args, **kwargs)  # fmt: skip  # noqa: E704
+    def call(*args: Any, **kwargs: Any) -> Any: return func(*args, **kwargs)  # fmt: skip
 
     code = call.__code__.replace(co_filename=line[0], co_firstlineno=line[1], co_name="<module>")
     made = FunctionType(code, {}, getattr(func, "__name__", "call"), None, call.__closure__)

@@ -15,16 +15,6 @@ import debugkit
 from debugkit.testing import blobs, mlp
 from debugkit.watch.session import Watch
 
-from .programs import plain, watched
-from .test_scripts import BROKEN, HEALTHY
-
-SAMPLE = [
-    *HEALTHY,
-    ("trainer.py", ""),
-    ("accelerated.py", ""),
-    *[(script, mistake) for script, mistake, *_ in BROKEN[::6]],
-]
-
 OWNERS = [
     (torch.nn.Module, "__call__"),
     (torch.nn.Module, "state_dict"),
@@ -39,15 +29,6 @@ OWNERS = [
     (torch.nn.utils.clip_grad, "_clip_grads_with_norm_"),
     (torch, "save"),
 ]
-
-
-@pytest.mark.parametrize(("script", "kind"), SAMPLE)
-def test_prints_and_ends_the_same(script: str, kind: str) -> None:
-    if script in ("trainer.py", "accelerated.py"):
-        pytest.importorskip("peft")
-    alone, seen = plain(script, kind), watched(script, kind)
-    assert alone.printed
-    assert (seen.printed, seen.error) == (alone.printed, alone.error)
 
 
 def test_torch_is_as_before_also_after_an_error() -> None:

@@ -302,9 +302,10 @@ class Recorder:
     @_seen
     def step_begins(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """An optimizer is about to step."""
-        self._drop_first()
         track = self._track(optimizer)
         closure = next((part for part in (*args[1:], *kwargs.values()) if callable(part)), None)
+        if closure is None:
+            self._drop_first()
         for scheduler in self._schedulers:
             scheduler.look()
         track.scaled = track.scaled and not any(

@@ -279,3 +279,17 @@ def test_what_is_wrong_is_said() -> None:
         UsageError, match=r"`Planned.configure_optimizers` failed before `fit`.*DebugkitCallback"
     ):
         Target.from_lightning(Planned(), *loaders())
+
+
+def test_a_watch_from_outside_judges_the_first_iteration_of_a_fit() -> None:
+    torch.manual_seed(0)
+    module = Net()
+    with debugkit.watch(module, config={}) as watch:
+        trainer_with(max_epochs=1).fit(module, *loaders())
+    torch.manual_seed(0)
+    alone = Net()
+    trainer_with(max_epochs=1).fit(alone, *loaders())
+    assert same(module, alone)
+    assert module.calls == alone.calls
+    assert watch.report["loss-connected"].status == "pass"
+    assert watch.report["zero-grad"].status == "pass"

@@ -51,6 +51,13 @@ class Preflight:
     results: tuple[Result, ...] = ()
     notices: tuple[str, ...] = ()
 
+    @property
+    def _left_out(self) -> tuple[str, ...]:
+        """A step that was rebuilt may not fit every batch, for which the script is not to blame."""
+        return ("skip", "error") if self._rebuilt else ("skip",)
+
+    _rebuilt = False
+
     def run(
         self,
         first: FirstIteration,
@@ -62,6 +69,7 @@ class Preflight:
         start = time.perf_counter()
         try:
             target, why, families = _target(first, list(tracks), list(schedulers), name)
+            self._rebuilt = isinstance(target.training_step, SeenStep) or target.loss_fn is not None
             report = self._judge(target, families)
         except Unavailable as refusal:
             self.notices = (f"no preflight: {refusal}",)
@@ -71,10 +79,15 @@ class Preflight:
             return
         if report.interrupted:
             raise KeyboardInterrupt
-        self.results = tuple(result for result in report.results if result.status != "skip")
+        self.results = tuple(result for result in report.results if result.status not in self._left_out)
         took = f"{time.perf_counter() - start:.1f} s"
         told = f"preflight: {len(self.results)} checks judged the first iteration in {took}"
-        self.notices = (told + (f"; its loss was not looked into: {why}" if why else ""), *report.notices)
+        lost = sum(result.status == "error" for result in report.results)
+        if why:
+            told += f"; its loss was not looked into: {why}"
+        elif lost and "error" in self._left_out:
+            told += f"; {lost} others could not run the script's step on other batches"
+        self.notices = (told, *report.notices)
 
     def _judge(self, target: Target, ignored: tuple[str, ...]) -> Report:
         cost = min(self.config.max_cost, "backward", key=COSTS.index)

@@ -102,18 +102,15 @@ class SeenStep:
         if call is None or not isinstance(labels, torch.Tensor) or not _same(inputs, call.args, call.kwargs):
             return None
         outputs = list(flat(call.result))
-        made = {id(tensor) for tensor in outputs} | {id(labels)}
-        after = Tape()
-        after.entries = [taken.entry for taken in self._taken if taken.entry is not call]
-        others = {id(tensor) for _, tensor in tensors(self.batch)} - made
-        if any(
-            id(tensor) in others for entry in after.entries for tensor in flat((entry.args, entry.kwargs))
-        ):
+        after = [taken for taken in self._taken if taken.entry is not call]
+        taken_in = (tensor for taken in after for tensor in flat((taken.entry.args, taken.entry.kwargs)))
+        others = {id(tensor) for _, tensor in tensors(self.batch)} - {id(labels)}
+        if any(id(tensor) in others for tensor in taken_in):
             return None
 
         def loss(outputs_now: Any, targets: Any) -> torch.Tensor:
             given = {id(old): new for old, new in zip(outputs, flat(outputs_now), strict=False)}
-            return self._replay({**given, id(labels): targets}, None, size(targets))
+            return self._replay({**given, id(labels): targets}, None, size(targets), after)
 
         return loss
 
@@ -157,10 +154,14 @@ class SeenStep:
         raise Unavailable(f"the script's step takes batches of {rows} rows only")
 
     def _replay(
-        self, given: Mapping[int, torch.Tensor], model: torch.nn.Module | None, rows: int | None
+        self,
+        given: Mapping[int, torch.Tensor],
+        model: torch.nn.Module | None,
+        rows: int | None,
+        calls: list[Taken] | None = None,
     ) -> torch.Tensor:
         tape, changed = Tape(), dict[int, tuple[Any, ...]]()
-        for number, taken in enumerate(self._taken):
+        for number, taken in enumerate(self._taken if calls is None else calls):
             entry = taken.entry
             func = model if model is not None and entry.func is self.model else entry.func
             tape.entries.append(dataclasses.replace(entry, func=_at(taken.line, func)))

@@ -13,7 +13,7 @@ from debugkit import __version__
 from debugkit.check import Check
 from debugkit.config import Baseline, Config
 from debugkit.errors import Broken, Unavailable, UsageError, nearest, one_line, with_article
-from debugkit.evidence import COSTS, Deadline, Ledger, buildable, cost_of, is_root
+from debugkit.evidence import COSTS, Deadline, Kind, Ledger, buildable, cost_of, is_root
 from debugkit.finding import Finding
 from debugkit.registry import Registry, load
 from debugkit.report import Report, Result, Status, gravest
@@ -70,6 +70,7 @@ class Run:
         baseline: findings that do not count again.
         registry: the checks to choose from; found by default.
         on_event: told of the plan, of each evidence kind and check begun, and of each result.
+        keep: kinds of evidence that :meth:`evidence` will be asked for after the run.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Run:
         baseline: Baseline | None = None,
         registry: Registry | None = None,
         on_event: OnEvent = _silent,
+        keep: Iterable[Kind] = (),
     ) -> None:
         if not (isinstance(target, Target) or is_root(type(target))):
             raise UsageError(f"expected a `debugkit.Target`, not {with_article(type(target).__name__)}")
@@ -92,6 +94,7 @@ class Run:
         self._options, self._evidence_options = self.config.options(self._registry, settings)
         self._baseline = baseline
         self._on_event = on_event
+        self._keep = tuple(keep)
         self._used_suppressions: set[int] = set()
         self._results: dict[str, Result] = {}
         self._deadline = Deadline(self.config.budget)
@@ -169,8 +172,17 @@ class Run:
         return result
 
     def close(self) -> None:
-        """Release all evidence."""
-        self._ledger.release()
+        """Release all evidence but what is kept."""
+        self._ledger.release(self._keep)
+
+    def evidence(self, kind: Kind) -> Any:
+        """A kept kind of evidence, measured now if no check has asked for it.
+
+        Raises:
+            Unavailable: this target can't give it.
+            Broken: the user's program raised while it was measured.
+        """
+        return self._ledger.get(kind)
 
     def report(self, *, interrupted: bool = False, seconds: float = 0.0) -> Report:
         """The report of what has been judged so far."""
@@ -209,7 +221,8 @@ class Run:
     def _forget(self, judged: Check) -> None:
         """Release the evidence that no check still waiting needs."""
         self._waiting = [check for check in self._waiting if check is not judged]
-        self._ledger.release(need.kind for check in self._waiting for need in check.signature.needs)
+        needed = [need.kind for check in self._waiting for need in check.signature.needs]
+        self._ledger.release([*needed, *self._keep])
 
     def _judge(self, check: Check) -> Result:
         start = time.perf_counter()

@@ -17,7 +17,7 @@ from debugkit.testing import blobs, mlp
 
 @check
 def finite_weights(
-    target: Target,
+    target: Target | None,
     values: WeightValues,
     step: TrainingStep | None,
     *,
@@ -53,7 +53,7 @@ def finite_weights(
         raise Unavailable(
             f"no tensor of the model can be read ({why})" if why else "the model has no tensors"
         )
-    reasons = {odd.name: _meant(odd, target.model, step) for odd in values.odd if odd.unbounded}
+    reasons = {odd.name: _meant(odd, target, step) for odd in values.odd if odd.unbounded}
     for odd in values.odd:
         if (reason := reasons.get(odd.name)) is not None:
             yield note(f"`{odd.name}` {list(odd.shape)} holds {_kinds(odd)}: {reason}", where=odd.name)
@@ -105,7 +105,7 @@ def _kinds(odd: OddValues) -> str:
     return f"{' and '.join(parts)} among {odd.values:,} values"
 
 
-def _meant(odd: OddValues, model: torch.nn.Module, step: TrainingStep | None) -> str | None:
+def _meant(odd: OddValues, target: Target | None, step: TrainingStep | None) -> str | None:
     """Why values that are not finite are there on purpose; ``None`` where they are not."""
     finite_loss = step is not None and math.isfinite(step.loss)
     only_minus = not odd.nan and not odd.plus
@@ -115,7 +115,7 @@ def _meant(odd: OddValues, model: torch.nn.Module, step: TrainingStep | None) ->
         if some and finite_loss and largest is not None and 0 < largest < math.inf:
             return "the loss and its gradient are finite, so it is a choice that is ruled out"
         return None
-    if not odd.is_parameter and _is_statistic(model, odd.name):
+    if not odd.is_parameter and target is not None and _is_statistic(target.model, odd.name):
         return None
     if only_minus and odd.minus < odd.values and (len(odd.shape) >= 2 or odd.levels <= 2):
         return "a mask"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch.nn.parameter import is_lazy
 
+from debugkit.checkpoints.checkpoint import Checkpoint
+from debugkit.errors import Unavailable
 from debugkit.evidence import Cost
 from debugkit.target import Target
 
@@ -70,26 +73,49 @@ class WeightValues:
     unread: Mapping[str, int] = field(repr=False)
 
     @staticmethod
-    def collect(target: Target) -> WeightValues:
-        """Read every tensor once, a part of it at a time."""
-        odd: list[OddValues] = []
-        unread: dict[str, int] = {}
-        tensors = values = 0
-        for name, tensor, is_parameter in _named_tensors(target.model):
-            held = _plain(tensor)
-            if isinstance(held, str):
-                unread[held] = unread.get(held, 0) + 1
-                continue
-            tensors += 1
-            values += held.numel()
-            if (found := _look(name, tensor, held, is_parameter)) is not None:
-                odd.append(found)
-        return WeightValues(tuple(odd), tensors, values, unread)
+    def collect(target: Target | None, checkpoint: Checkpoint | None) -> WeightValues:
+        """Read every tensor once, a part of it at a time.
+
+        Raises:
+            Unavailable: there is neither a model nor a checkpoint.
+        """
+        if target is not None:
+            return _values_of(_named_tensors(target.model))
+        if checkpoint is None:
+            raise Unavailable("there is neither a model nor a checkpoint; pass Target(model)")
+        return _values_of(_stored_tensors(checkpoint))
+
+
+def _values_of(tensors: Iterable[tuple[str, torch.Tensor, bool]]) -> WeightValues:
+    odd: list[OddValues] = []
+    unread: dict[str, int] = {}
+    count = values = 0
+    for name, tensor, is_parameter in tensors:
+        held = _plain(tensor)
+        if isinstance(held, str):
+            unread[held] = unread.get(held, 0) + 1
+            continue
+        count += 1
+        values += held.numel()
+        if (found := _look(name, tensor, held, is_parameter)) is not None:
+            odd.append(found)
+    return WeightValues(tuple(odd), count, values, unread)
 
 
 def _named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
     yield from ((name, parameter, True) for name, parameter in model.named_parameters())
     yield from ((name, buffer, False) for name, buffer in model.named_buffers())
+
+
+def _stored_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor, bool]]:
+    """The tensors of a checkpoint as frozen parameters: which of them are trained, it doesn't say."""
+    for stored in checkpoint.tensors:
+        if stored.is_float:
+            values = stored.load()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+                tensor = torch.from_numpy(values)
+            yield stored.name, tensor.view(torch.bfloat16) if stored.dtype == "bfloat16" else tensor, True
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor | str:

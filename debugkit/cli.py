@@ -210,14 +210,27 @@ def check(
     show_default=True,
     help="Run the checklist on the first iteration, for at most a minute.",
 )
-@click.option("--log", metavar="FILE", help="Write metrics as JSON lines.")
+@click.option(
+    "--log",
+    multiple=True,
+    metavar="DEST",
+    help="Write metrics to FILE as JSON lines, to tensorboard:DIR or to wandb[:PROJECT]; repeatable.",
+)
 @click.option(
     "--log-every",
     type=click.IntRange(min=1),
     default=50,
     show_default=True,
     metavar="N",
-    help="Optimizer steps from one line of metrics to the next.",
+    help="Optimizer steps from one look at the metrics to the next.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Sample predictions to write at each look.",
 )
 @click.option(
     "--format", "formats", multiple=True, type=Choice(list(FORMATS)), help="Output format; repeatable."
@@ -244,8 +257,9 @@ def watch(
     stop_on: FailOn,
     steps: int | None,
     preflight: bool,
-    log: str | None,
+    log: tuple[str, ...],
     log_every: int,
+    samples: int,
     formats: tuple[str, ...],
     outputs: tuple[str, ...],
     config: str | None,
@@ -276,6 +290,7 @@ def watch(
         preflight=preflight,
         log=log,
         log_every=log_every,
+        samples=samples,
         quiet=quiet,
     )
     _watched.append(script)
@@ -292,6 +307,106 @@ def watch(
     if code == INTERRUPTED and isinstance(ended, KeyboardInterrupt):
         end_by_interrupt()
     ctx.exit(code)
+
+
+@commands.command()
+@click.argument("path")
+@click.option("--compare", metavar="PATH", help="Another checkpoint: show what moved from PATH to it.")
+@click.option("--base", metavar="PATH", help="The base model of a LoRA adapter, to merge it with.")
+@click.option(
+    "--select", multiple=True, callback=_parts, metavar="IDS", help="Checks to run: ids, families, globs."
+)
+@click.option("--ignore", multiple=True, callback=_parts, metavar="IDS", help="Checks to leave out.")
+@click.option("--fail-on", type=Choice(FAIL_ON), help="What makes the exit code 1 (default: fail).")
+@click.option(
+    "--format", "formats", multiple=True, type=Choice(list(FORMATS)), help="Output format; repeatable."
+)
+@click.option(
+    "--output",
+    "outputs",
+    multiple=True,
+    metavar="FILE",
+    help="Where the format at the same position goes; - is stdout, which is the default.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="ID.OPTION=VALUE",
+    help="Set an option of a check or of evidence.",
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Begin no layer that would not end within this time.",
+)
+@click.option("--layers", metavar="FILE", help="Write the measures of every layer as .csv or .json.")
+@click.option("--plot", metavar="FILE.svg", help="Draw alpha, alpha by depth, and one layer's spectrum.")
+@click.option("--layer", metavar="NAME", help="The layer whose spectrum is shown (default: the worst).")
+@_config
+@_color
+@_verbose
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.pass_context
+def weights(
+    ctx: click.Context,
+    path: str,
+    compare: str | None,
+    base: str | None,
+    select: list[str],
+    ignore: list[str],
+    fail_on: FailOn | None,
+    formats: tuple[str, ...],
+    outputs: tuple[str, ...],
+    settings: tuple[str, ...],
+    budget: float | None,
+    layers: str | None,
+    plot: str | None,
+    layer: str | None,
+    config: str | None,
+    color: Color,
+    verbose: bool,
+    quiet: bool,
+) -> None:
+    """Judge the weights of a checkpoint, without building the model.
+
+    PATH is a safetensors, PyTorch or GGUF file, a folder that holds one or its shards, or a LoRA adapter. One
+    tensor is in memory at a time. Under torchrun the processes share the work.
+
+    Exit codes: as for check.
+    """
+    from debugkit.console.streams import reserved_stdout
+    from debugkit.state.interrupts import spare_interrupts
+
+    places = destinations(formats, outputs)
+    with reserved_stdout() as stdout:
+        from debugkit.config import Config
+        from debugkit.console.weights import Request, weigh
+
+        settled = Config.read(config)
+        overrides = {"budget": budget, "fail_on": fail_on}
+        settled = settled.model_copy(update={name: value for name, value in overrides.items() if value})
+        request = Request(
+            path=path,
+            compare=compare,
+            base=base,
+            select=select,
+            ignore=ignore,
+            config=settled,
+            settings=settings,
+            places=places,
+            layers=layers,
+            plot=plot,
+            layer=layer,
+            color=color,
+            verbose=verbose,
+            quiet=quiet,
+        )
+        report = weigh(request, stdout, Tracebacks(verbose))
+        if report.interrupted:
+            spare_interrupts()
+    ctx.exit(report.exit_code(settled.fail_on))
 
 
 @commands.command("list")

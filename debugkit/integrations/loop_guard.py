@@ -19,6 +19,7 @@ from debugkit.runner import run
 from debugkit.target import Target
 from debugkit.watch.processes import at_rest, why_not_alone
 from debugkit.watch.session import Watch
+from debugkit.watch.sinks import openers
 
 Gate = Literal["fail", "report"] | None
 
@@ -32,6 +33,7 @@ class LoopGuard:
         select: as for :func:`debugkit.run`.
         ignore: as for :func:`debugkit.run`.
         config: as for :func:`debugkit.run`.
+        logs: ``log``, ``log_every`` and ``samples``, as for :func:`debugkit.watch`.
 
     Attributes:
         checklist: what the gate found.
@@ -48,11 +50,14 @@ class LoopGuard:
         select: Iterable[str] | str | None,
         ignore: Iterable[str] | str | None,
         config: str | Path | Mapping[str, Any] | Config | None,
+        **logs: Any,
     ) -> None:
         if gate not in ("fail", "report", None):
             raise UsageError(f'`gate` is {gate!r}; it must be "fail", "report" or None')
         self._gate = gate
         self._wanted: dict[str, Any] = {"select": select, "ignore": ignore, "config": Config.read(config)}
+        openers(logs.get("log"))
+        self._logs = logs
         self._prints = True
         self.checklist: Report | None = None
         self.watch: Watch | None = None
@@ -84,7 +89,12 @@ class LoopGuard:
         if self._gate is not None:
             self._judge(target())
         self.watch = Watch(
-            [model], optimizers, name=type(model).__name__, on_finding=self._found, **self._wanted
+            [model],
+            optimizers,
+            name=type(model).__name__,
+            on_finding=self._found,
+            **self._wanted,
+            **(self._logs if prints else {}),
         )
         self.watch.__enter__()
         for scheduler in schedulers:

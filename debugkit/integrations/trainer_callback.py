@@ -34,6 +34,9 @@ class DebugkitCallback(TrainerCallback):
         select: as for :func:`debugkit.run`.
         ignore: as for :func:`debugkit.run`.
         config: as for :func:`debugkit.run`.
+        log: where metrics go, as for :func:`debugkit.watch`; one process writes them.
+        log_every: optimizer steps from one look to the next.
+        samples: sample predictions at each look.
 
     Raises:
         UsageError: an argument is not valid.
@@ -47,8 +50,11 @@ class DebugkitCallback(TrainerCallback):
         select: Iterable[str] | str | None = None,
         ignore: Iterable[str] | str | None = None,
         config: str | Path | Mapping[str, Any] | Config | None = None,
+        log: Any = None,
+        log_every: int = 50,
+        samples: int = 0,
     ) -> None:
-        self._guard = LoopGuard(gate, select, ignore, config)
+        self._guard = LoopGuard(gate, select, ignore, config, log=log, log_every=log_every, samples=samples)
         self._stop_on_fail = stop_on_fail
 
     @property

@@ -1,138 +1,162 @@
-"""Numbers as training goes, as JSON lines."""
+"""Numbers, distributions and samples as training goes, to where they are wanted."""
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from statistics import median
-from typing import Any, TextIO
 
+from debugkit.errors import one_line
+from debugkit.report import Report, Result
+from debugkit.state.randomness import Randomness
+from debugkit.watch.dead_units import DeadUnits
+from debugkit.watch.measures import histograms, scalars
 from debugkit.watch.recorder import Recorder
+from debugkit.watch.samples import COLUMNS, Samples
+from debugkit.watch.sinks import Sink
+
+_REPORT = ("check", "status", "message")
 
 
 class MetricsLog:
-    """Writes a line per so many optimizer steps.
+    """Writes what a recorder sees after the first optimizer step and every so many.
 
-    A line has ``step``, ``seconds`` since the watch began, ``loss`` by source line, ``lr``, ``grad_norm`` and
-    ``update`` (median relative size of an update) by optimizer, ``layers`` (the same by parameter),
-    ``steps_per_second`` and ``waiting`` (share of the time that waits for data).
+    Destinations are opened when there is something to write. What goes wrong ends the logging to that destination,
+    never the program.
 
     Args:
-        file: where the lines go.
+        openers: what opens each destination; see :func:`debugkit.watch.sinks.openers`.
         recorder: what is watched.
-        every: optimizer steps from line to line.
+        every: optimizer steps from one look to the next.
+        samples: sample predictions at each look.
+
+    Attributes:
+        notices: which destinations failed, and why.
     """
 
-    def __init__(self, file: TextIO, recorder: Recorder, every: int) -> None:
-        self._file = file
+    def __init__(
+        self, openers: Sequence[Callable[[], Sink]], recorder: Recorder, every: int, samples: int = 0
+    ) -> None:
+        self._openers = list(openers)
+        self._sinks: list[Sink] = []
         self._recorder = recorder
         self._every = every
+        self._units = DeadUnits(recorder)
+        self._samples = Samples(recorder, samples) if samples else None
         self._start = self._clock = time.perf_counter()
-        self._step = 0
+        self._step = self._counted = 0
+        self._timed = (0.0, 0.0)
+        self._alerted = False
+        self.notices: list[str] = []
         recorder.every = every
+        recorder.samples = 0
+        if samples:
+            recorder.recent = deque(maxlen=2)
+            self._begin()
 
     def __call__(self, steps: int) -> None:
         """An optimizer has stepped."""
-        if steps - self._step < self._every:
-            return
+        if steps == 1 or steps - self._step >= self._every:
+            try:
+                with self._recorder.unseen():
+                    self._write(steps)
+            except Exception as error:
+                self._end(f"logging ended early: {one_line(error)}")
+        if self._openers or self._sinks:
+            if steps + 1 - self._step >= self._every:
+                self._begin()
+
+    def finding(self, result: Result, steps: int) -> None:
+        """A check warns or fails: the first that fails is an alert."""
+        if result.status == "fail" and not self._alerted:
+            self._alerted = True
+            title = f"{result.check} fails at step {steps}"
+            with self._recorder.unseen():
+                self._each(lambda sink: sink.alert(steps, title, result.active[0].message))
+
+    def close(self, report: Report | None) -> None:
+        """Write the report, and close."""
+        self._stop_looking()
+        with self._recorder.unseen():
+            if report is not None and report.results:
+                rows = [
+                    (result.check, result.status, finding.message)
+                    for result in report.results
+                    for finding in result.findings
+                    if not finding.suppressed
+                ]
+                self._each(lambda sink: sink.table(self._recorder.steps, "report", _REPORT, rows))
+            self._each(lambda sink: sink.close())
+        self._openers, self._sinks = [], []
+
+    def _begin(self) -> None:
+        if self._recorder.steps:
+            self._units.begin()
+        if self._samples is not None:
+            self._samples.begin()
+
+    def _write(self, steps: int) -> None:
         now = time.perf_counter()
-        line = {
-            "step": steps,
+        dead = self._units.end()
+        rows = self._samples.end() if self._samples is not None else []
+        values = {
             "seconds": round(now - self._start, 3),
-            "steps_per_second": round((steps - self._step) / max(1e-9, now - self._clock), 3),
-            **metrics(self._recorder),
+            **self._paces(steps, now),
+            **dict(scalars(self._recorder)),
         }
-        self._clock, self._step = now, steps
-        with suppress(OSError, ValueError):
-            self._file.write(json.dumps(_plain(line)) + "\n")
-            self._file.flush()
+        for name, (still, units) in dead.items():
+            values[f"layer_dead/{name}"] = still / units
+        if dead:
+            values["dead_units"] = sum(still for still, _ in dead.values()) / sum(
+                units for _, units in dead.values()
+            )
+        spread = histograms(self._recorder)
+        self._each(lambda sink: sink.scalars(steps, values))
+        self._each(lambda sink: sink.histograms(steps, spread))
+        if rows:
+            self._each(lambda sink: sink.table(steps, "samples", COLUMNS, rows))
+        self._clock, self._step = now, steps - steps % self._every
 
+    def _paces(self, steps: int, now: float) -> dict[str, float]:
+        seconds, taken = max(1e-9, now - self._clock), max(1, steps - max(1, self._step) + (self._step == 0))
+        found = {"steps_per_second": round(taken / seconds, 3), "seconds_per_step": seconds / taken}
+        samples = (self._recorder.samples or 0) - self._counted
+        if samples:
+            found["samples_per_second"] = round(samples / seconds, 3)
+        timed, waited = self._recorder.times
+        if timed > self._timed[0]:
+            found["waiting"] = round((waited - self._timed[1]) / (timed - self._timed[0]), 4)
+        self._counted, self._timed = self._counted + samples, (timed, waited)
+        return found
 
-def metrics(recorder: Recorder) -> dict[str, Any]:
-    """The latest numbers of a recorder."""
-    record = recorder.record(thorough=False)
-    found: dict[str, Any] = {
-        "loss": {log.location or "": log.values[-1] for log in record.losses if log.values},
-        "lr": {log.name: list(log.rates[-1][1]) for log in record.optimizers if log.rates},
-        "grad_norm": {},
-        "update": {},
-        "layers": {},
-    }
-    for log in record.optimizers:
-        if log.windows:
-            found["grad_norm"][log.name] = log.windows[-1].norm
-        paces = {layer.name: layer.ratios[-1] for layer in log.layers if layer.ratios}
-        if paces:
-            found["update"][log.name] = median(paces.values())
-            found["layers"].update(paces)
-    if record.times is not None:
-        found["waiting"] = round(record.times.waiting, 4)
-    return found
+    def _each(self, tell: Callable[[Sink], object]) -> None:
+        before = Randomness()
+        for opener in self._openers:
+            try:
+                self._sinks.append(opener())
+            except Exception as error:
+                self.notices.append(f"logging did not begin: {one_line(error)}")
+        self._openers = []
+        for sink in list(self._sinks):
+            try:
+                tell(sink)
+            except Exception as error:
+                self._sinks.remove(sink)
+                self.notices.append(f"logging to {type(sink).__name__} ended early: {one_line(error)}")
+        before.restore()
 
+    def _end(self, notice: str) -> None:
+        self.notices.append(notice)
+        self._stop_looking()
+        self._openers = []
+        sinks, self._sinks = self._sinks, []
+        for sink in sinks:
+            with suppress(Exception):
+                sink.close()
 
-def _plain(value: Any) -> Any:
-    """Numbers that JSON does not have as text."""
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return list(map(_plain, value))
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
-
-
-class StatusLine:
-    """A line on a terminal that is written over: step, loss, learning rate, pace, findings.
-
-    Args:
-        file: the terminal.
-        recorder: what is watched.
-    """
-
-    def __init__(self, file: TextIO, recorder: Recorder) -> None:
-        self._file = file
-        self._recorder = recorder
-        self._shown = 0.0
-        self._step = 0
-        self._width = 0
-        self.findings = 0
-
-    def __call__(self, steps: int) -> None:
-        """An optimizer has stepped."""
-        now = time.perf_counter()
-        if now - self._shown < 0.5:
-            return
-        pace = (steps - self._step) / (now - self._shown) if self._shown else 0.0
-        self._shown, self._step = now, steps
-        self._write(" · ".join(self._parts(steps, pace)))
-
-    def say(self, text: str) -> None:
-        """Show something else for a while."""
-        self._write(text)
-
-    def clear(self) -> None:
-        """Take the line away."""
-        if self._width:
-            self._write("")
-            self._width = 0
-
-    def _parts(self, steps: int, pace: float) -> Iterator[str]:
-        yield f"debugkit: step {steps}"
-        for stream in list(self._recorder.losses.streams.values())[:2]:
-            if stream.values:
-                yield f"loss {stream.values[-1]:.4g}"
-        for track in list(self._recorder.optimizers.values())[:2]:
-            if track.rates:
-                yield f"lr {max(track.rates[-1][1], default=0.0):.3g}"
-        if pace:
-            yield f"{pace:.3g} steps/s"
-        yield f"{self.findings} findings" if self.findings else "no finding"
-
-    def _write(self, text: str) -> None:
-        with suppress(OSError, ValueError, UnicodeError):
-            self._file.write("\r" + text.ljust(self._width) + ("" if text else "\r"))
-            self._file.flush()
-            self._width = len(text)
+    def _stop_looking(self) -> None:
+        self._units.end()
+        if self._samples is not None:
+            self._samples.end()
+        self._recorder.recent = None

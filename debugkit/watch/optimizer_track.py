@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -182,6 +182,16 @@ class OptimizerTrack:
         self._after = self._marks() if self.sampled else []
         return window
 
+    def parameters(self) -> list[tuple[str, torch.Tensor]]:
+        """The parameters by name."""
+        return [(self._names.of(p), p) for p in self._parameters]
+
+    def movements(self) -> list[LayerLog]:
+        """How each parameter moves."""
+        if self.final is not None:
+            return list(self.final.layers)
+        return [self._layer_log(p, thorough=False, **far) for p, far in self._distances()]
+
     def log(self, used: set[int], *, alone: bool, thorough: bool) -> OptimizerLog:
         """What was seen so far; ``thorough`` reads every parameter that seems not to move, also without gradients."""
         if self.final is not None:
@@ -193,7 +203,9 @@ class OptimizerTrack:
             open_discarded=len(set(self._dropped) - used),
             open_backwards=self._backwards,
             rates=tuple(self.rates),
-            layers=tuple(self._layer_log(p, thorough=thorough) for p in self._parameters),
+            layers=tuple(
+                self._layer_log(p, thorough=thorough, **far) for p, far in self._distances(thorough)
+            ),
             modes=tuple(self.modes),
             mode_dependent=self.mode_dependent,
             evaluated_at=tuple(self.evaluated_at),
@@ -312,7 +324,25 @@ class OptimizerTrack:
             if size > 0 and math.isfinite(change):
                 layer.ratios.append(change / size)
 
-    def _layer_log(self, p: torch.Tensor, *, thorough: bool) -> LayerLog:
+    def _distances(self, thorough: bool = True) -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
+        """Each parameter with how far its looked-at elements have moved, scaled up to all of them."""
+        looks = {}
+        for p in self._parameters if thorough else ():
+            first = layer.first if (layer := self._layers.get(id(p))) is not None else None
+            if first is not None and (now := glimpse(p)) is not None and now.shape == first.shape:
+                looks[id(p)] = first, now
+        changes = norms([now - first for first, now in looks.values()])
+        starts = norms([first for first, _ in looks.values()])
+        known = {key: (change, start) for key, change, start in zip(looks, changes, starts, strict=True)}
+        for p in self._parameters:
+            change, start = known.get(id(p), (None, None))
+            if change is None or start is None or not math.isfinite(change + start):
+                yield p, {}
+            else:
+                scale = math.sqrt(p.numel() / looks[id(p)][0].numel())
+                yield p, {"distance": change * scale, "start": start * scale}
+
+    def _layer_log(self, p: torch.Tensor, *, thorough: bool, **far: float) -> LayerLog:
         layer = self._layers.get(id(p)) or _Layer(None, None, self.steps)
         doubtful = layer.with_gradient > 0.5 * layer.windows
         if (thorough or doubtful) and not layer.moved and layer.checksum is not None:
@@ -333,6 +363,7 @@ class OptimizerTrack:
             rate=layer.rate,
             push=layer.push,
             still=layer.still,
+            **far,
         )
 
 

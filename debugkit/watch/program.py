@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from debugkit.console.terminal import is_terminal, printable
 from debugkit.report import Report, Result
 from debugkit.watch.script import WhenImported, run_file, run_module
+from debugkit.watch.sinks import openers
 
 if TYPE_CHECKING:
     from debugkit.watch.session import Watch
@@ -35,8 +35,9 @@ class Program:
         config: as for :func:`debugkit.run`.
         stop_on: the gravity of a finding that ends the program.
         steps: stop looking after this many optimizer steps.
-        log: where metrics are written.
-        log_every: optimizer steps from one line of metrics to the next.
+        log: where metrics are written; see :func:`debugkit.watch.sinks.openers`.
+        log_every: optimizer steps from one look to the next.
+        samples: sample predictions at each look.
         preflight: whether the checklist runs on the first iteration.
         quiet: no status line.
         watch: the watch, from the moment when the program imports torch.
@@ -51,19 +52,23 @@ class Program:
     config: str | None = None
     stop_on: StopOn = "never"
     steps: int | None = None
-    log: str | None = None
+    log: Sequence[str] = ()
     log_every: int = 50
+    samples: int = 0
     preflight: bool = True
     quiet: bool = False
     watch: Watch | None = None
     stopped: bool = False
-    _resources: ExitStack = field(default_factory=ExitStack)
     _must_stop: bool = False
     _status: Any = None
-    _metrics: Any = None
 
     def run(self) -> BaseException | None:
-        """Run to the end; what ended it, unless it ran out."""
+        """Run to the end; what ended it, unless it ran out.
+
+        Raises:
+            UsageError: metrics can't be written where they are wanted.
+        """
+        openers(self.log)
         ended: BaseException | None = None
         waiting = WhenImported("torch", self._begin)
         try:
@@ -76,7 +81,6 @@ class Program:
             self._status.clear()
         if self.watch is not None:
             self.watch.close(ended)
-        self._resources.close()
         return ended
 
     @property
@@ -85,8 +89,8 @@ class Program:
         return self.watch.report if self.watch is not None else None
 
     def _begin(self) -> None:
-        from debugkit.watch.metrics import MetricsLog, StatusLine
         from debugkit.watch.session import Watch
+        from debugkit.watch.status_line import StatusLine
 
         self.watch = Watch(
             select=self.select,
@@ -98,10 +102,10 @@ class Program:
             on_step=self._stepped,
             preflight=self.preflight,
             on_event=self._progress,
+            log=self.log,
+            log_every=self.log_every,
+            samples=self.samples,
         )
-        if self.log is not None:
-            file = self._resources.enter_context(open(self.log, "w", encoding="utf-8"))  # noqa: SIM115
-            self._metrics = MetricsLog(file, self.watch.recorder, self.log_every)
         if not self.quiet and is_terminal(sys.stderr):
             self._status = StatusLine(sys.stderr, self.watch.recorder)
         self.watch.__enter__()
@@ -111,8 +115,6 @@ class Program:
             self._status.say(f"debugkit: preflight on the first iteration: {value}")
 
     def _stepped(self, steps: int) -> None:
-        if self._metrics is not None:
-            self._metrics(steps)
         if self._status is not None:
             self._status(steps)
         if self._must_stop and not self.stopped:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar, cast
 
 import torch
 
+from debugkit.data.batch import size
 from debugkit.errors import one_line
 from debugkit.probes.loop_record import LoopRecord, Mode, OptimizerLog, QuietCalls, TimeLog
 from debugkit.sandbox import is_measuring
 from debugkit.trials.schedule import unwrap
 from debugkit.watch.data_track import DataTrack
 from debugkit.watch.first_iteration import FirstIteration
-from debugkit.watch.loss_track import Line, LossStream, LossTrack
+from debugkit.watch.loss_track import Line, LossStream, LossTrack, ValidationTrack
 from debugkit.watch.model_track import ModelTrack, class_count, has_graph
 from debugkit.watch.names import Names
 from debugkit.watch.optimizer_track import EARLY_STEPS, EVERY, OptimizerTrack
@@ -66,6 +68,10 @@ class Recorder:
         first: what takes down the first iteration, until its backward has ended.
         on_first: called with it then; nothing is looked at meanwhile.
         every: after the first 20, each so-manieth step of an optimizer is looked at closely.
+        compiled: whether the program compiles anything.
+        on_output: told of each outermost call of a module that is trained, with what it was given and returned.
+        recent: the latest batches, if they are kept.
+        samples: how many samples were trained on, counted if asked for.
     """
 
     def __init__(self, name: str | None = None) -> None:
@@ -82,6 +88,10 @@ class Recorder:
         self.first: FirstIteration | None = None
         self.on_first: Callable[[FirstIteration], object] = lambda first: None
         self.every = EVERY
+        self.compiled = False
+        self.on_output: Callable[[torch.nn.Module, Any, Any, Any], object] | None = None
+        self.recent: deque[Any] | None = None
+        self.samples: int | None = None
         self.steps = 0
         self.backwards = 0
         self.names = Names()
@@ -89,6 +99,8 @@ class Recorder:
         self.tracks: list[OptimizerTrack] = []
         self.losses = LossTrack()
         self.data = DataTrack()
+        self.validations = ValidationTrack()
+        self._without_graph = 0
         self.last_call: tuple[weakref.ref[torch.nn.Module], Any, Any] | None = None
         self._busy = False
         self._models: dict[int, ModelTrack] = {}
@@ -102,6 +114,7 @@ class Recorder:
         self._unheld_before: tuple[str, ...] = ()
         self._scaled = False
         self._input_grad = False
+        self._latest_mode: Mode = "train"
         self._grad_enabled = True
         self.since_step = 0
         self._widths: deque[int] = deque(maxlen=8)
@@ -166,6 +179,7 @@ class Recorder:
         self._grad_enabled = grad
         self._input_grad |= any(self._is_probed(part) for part in args)
         mode: Mode = "train" if module.training else "eval"
+        self._latest_mode = mode
         if model.optimizers:
             if current is not None:
                 current.model_calls[mode, self._grad_enabled] += 1
@@ -173,6 +187,8 @@ class Recorder:
             self._note_mode(model, mode, graph)
         if self.steps < EARLY_STEPS and (width := class_count(output)) is not None:
             self._widths.append(width)
+        if self.on_output is not None and model.optimizers and graph:
+            self.on_output(module, args, kwargs, output)
 
     def _is_probed(self, part: Any) -> bool:
         """Whether a model's input is itself searched for by its gradient, as in adversarial training."""
@@ -195,8 +211,21 @@ class Recorder:
     @_seen
     def compiles(self, model: Any = None, *args: Any, **kwargs: Any) -> None:
         """Something is compiled: with a function that is no module, nothing may look on between calls."""
+        self.compiled = True
         if not isinstance(model, torch.nn.Module):
             self._drop_first()
+
+    @_seen
+    def loss_given(self, loss: Any) -> None:
+        """A loss function of torch was called outside of modules."""
+        if torch.is_grad_enabled() or not isinstance(loss, torch.Tensor) or (value := scalar(loss)) is None:
+            return
+        current = self.data.current
+        if current is not None and self.data.evaluates:
+            if len(current.losses) < 5_000:
+                current.losses.append(value.detach())
+        elif self._latest_mode == "eval":
+            self.validations.add(line_at_work(), self.steps, value.detach())
 
     # Backward
 
@@ -213,6 +242,7 @@ class Recorder:
         self.backwards += 1
         self.since_step += 1
         loss, self._scaled = self.losses.original(tensors)
+        self._without_graph += loss is not None and loss.grad_fn is None and not torch.is_grad_enabled()
         if self.first is not None and self.first.alive:
             self.first.ends(loss)
         line = line_at_work()
@@ -425,6 +455,11 @@ class Recorder:
             track.skips(self._used)
 
     @_seen
+    def scaler_refuses(self, scaler: Any, error: BaseException) -> None:
+        """A scaler raises instead of stepping or unscaling."""
+        self._scaler(scaler).refused = one_line(error)
+
+    @_seen
     def scaler_updates(self, scaler: Any) -> None:
         """A scaler adapts its scale."""
         self._scaler(scaler).updates += 1
@@ -447,6 +482,10 @@ class Recorder:
         self._waited += seconds
         before = self.data.current
         read = self.data.batch_read(iterator)
+        if self.recent is not None:
+            self.recent.append(batch)
+        if self.samples is not None and read is not None and read.data in self.data.trained:
+            self.samples += size(batch) or 0
         if self.first is not None and (loader := self.data.loader_of(iterator)) is not None:
             self.first.batch(loader, batch)
         if read is not None and read is not before and self.data.begins_anew(before, read):
@@ -482,12 +521,8 @@ class Recorder:
         Args:
             thorough: read every parameter that seems not to move.
         """
-        busy, self._busy = self._busy, True
-        try:
-            with torch.no_grad():
-                return self._record(thorough=thorough)
-        finally:
-            self._busy = busy
+        with self.unseen():
+            return self._record(thorough=thorough)
 
     def _record(self, *, thorough: bool) -> LoopRecord:
         passes, data, evaluations = self.data.logs()
@@ -500,6 +535,7 @@ class Recorder:
             steps=self.steps,
             backwards=self.backwards,
             grad_enabled=self._grad_enabled,
+            without_graph=self._without_graph,
             states_taken=self._states.count,
             unheld=self._unheld(),
             optimizers=tuple(self._log(track, thorough=thorough) for track in self.tracks),
@@ -512,13 +548,28 @@ class Recorder:
             quiet_calls=tuple(self._quiet_calls()),
             states=self._states.logs(),
             graphs=tuple(graph.log() for graph in self._graphs.values()),
-            evaluations=evaluations,
+            evaluations=(*evaluations, *self.validations.logs()),
             times=TimeLog(int(steps), seconds, waited / seconds) if seconds else None,
         )
 
     def _log(self, track: OptimizerTrack, *, thorough: bool) -> OptimizerLog:
         alone = not any(other is not track and other.ids & track.ids for other in self.tracks)
         return track.log(self._used, alone=alone, thorough=thorough)
+
+    @property
+    def times(self) -> tuple[float, float]:
+        """Seconds of the steps that were timed, and how much of them went by waiting for data."""
+        return self._times[1], self._times[2]
+
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """What happens within is not taken for the program's doing."""
+        busy, self._busy = self._busy, True
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._busy = busy
 
     @_seen
     def _optimizer_ended(self, track: OptimizerTrack) -> None:

@@ -16,9 +16,11 @@ from debugkit.registry import Registry, load
 from debugkit.report import Report, Result
 from debugkit.runner import OnEvent, Run
 from debugkit.watch.first_iteration import FirstIteration
+from debugkit.watch.metrics import MetricsLog
 from debugkit.watch.patches import Patches
 from debugkit.watch.preflight import Preflight
 from debugkit.watch.recorder import Recorder
+from debugkit.watch.sinks import openers
 
 OnFinding = Callable[[Result, int], object]
 
@@ -36,6 +38,9 @@ def watch(
     config: str | Path | Mapping[str, Any] | Config | None = None,
     name: str | None = None,
     preflight: bool = True,
+    log: Any = None,
+    log_every: int = 50,
+    samples: int = 0,
 ) -> Watch:
     """Watch the training that happens inside a ``with`` block; its ``report`` tells what was seen.
 
@@ -55,6 +60,10 @@ def watch(
         name: how the report calls the loop.
         preflight: run the checklist, as :func:`debugkit.run` does but for the training probes, on the first
             iteration: just after its first backward, for at most a minute.
+        log: where metrics go: a file for JSON lines, ``"tensorboard:DIR"``, ``"wandb"`` or ``"wandb:PROJECT"``, a
+            ``SummaryWriter`` or a run of wandb that exists, a :class:`debugkit.watch.sinks.Sink`; several in a list.
+        log_every: optimizer steps from one look to the next.
+        samples: sample predictions at each look, of batches that the loop trains on anyway.
 
     Raises:
         UsageError: an argument has the wrong type, or the request is not valid.
@@ -64,7 +73,16 @@ def watch(
     if name is None and models:
         name = type(models[0]).__name__
     return Watch(
-        models, optimizers, select=select, ignore=ignore, config=config, name=name, preflight=preflight
+        models,
+        optimizers,
+        select=select,
+        ignore=ignore,
+        config=config,
+        name=name,
+        preflight=preflight,
+        log=log,
+        log_every=log_every,
+        samples=samples,
     )
 
 
@@ -85,6 +103,9 @@ class Watch:
         on_step: called after each optimizer step with the number of steps.
         preflight: run the checklist on the first iteration, just after its first backward.
         on_event: told of the progress of that, as for :class:`debugkit.runner.Run`.
+        log: as for :func:`watch`.
+        log_every: as for :func:`watch`.
+        samples: as for :func:`watch`.
 
     Attributes:
         first_seen: by check, after how many optimizer steps it first warned or failed.
@@ -105,12 +126,17 @@ class Watch:
         on_step: Callable[[int], object] | None = None,
         preflight: bool = False,
         on_event: OnEvent | None = None,
+        log: Any = None,
+        log_every: int = 50,
+        samples: int = 0,
     ) -> None:
+        destinations = openers(log)
         self._config = Config.read(config)
         self._steps = steps
         self._on_finding = on_finding
         self._on_step = on_step
         self.recorder = Recorder(name)
+        self._metrics = MetricsLog(destinations, self.recorder, log_every, samples) if destinations else None
         self._patches = Patches(self.recorder)
         self._next_look = _FIRST_LOOKS[0]
         self._next_quiet_look = _QUIET_LOOK
@@ -153,6 +179,11 @@ class Watch:
         recorder.finished = True
         recorder.stop()
         self._report = self._judge(thorough=True)
+        if self._metrics is not None:
+            self._metrics.close(self._report)
+            self._report = self._report.model_copy(
+                update={"notices": (*self._report.notices, *self._metrics.notices)}
+            )
 
     @property
     def report(self) -> Report:
@@ -167,6 +198,8 @@ class Watch:
         return self.recorder.record()
 
     def _stepped(self, steps: int) -> None:
+        if self._metrics is not None:
+            self._metrics(steps)
         if self._steps is not None and steps >= self._steps:
             self._judge(thorough=True)
             self.recorder.stop()
@@ -216,6 +249,8 @@ class Watch:
             if result.status in ("warn", "fail") and self._said.get(result.check) != result.status:
                 self._said[result.check] = result.status
                 self.first_seen.setdefault(result.check, steps)
+                if self._metrics is not None:
+                    self._metrics.finding(result, steps)
                 if self._on_finding is not None:
                     self._on_finding(result, steps)
 

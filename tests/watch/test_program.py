@@ -105,8 +105,10 @@ def test_stop_on_fail_ends_the_program_and_metrics_are_written(folder: Path) -> 
     assert not seen.stdout
     assert "zero-grad fails at step 3" in seen.stderr
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert next(line["alert"]["title"] for line in lines if "alert" in line) == "zero-grad fails at step 3"
+    lines = [line for line in lines if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 3]
-    assert lines[0]["lr"] == {"SGD": [0.01]}
+    assert lines[0]["lr"] == {"SGD": 0.01}
     assert lines[0]["grad_norm"]["SGD"] > 0
     assert set(lines[0]["layers"]) == {"0.weight", "0.bias", "2.weight", "2.bias"}
     report = json.loads((folder / "report.json").read_text())

@@ -19,7 +19,7 @@ from debugkit.sandbox import is_measuring
 from debugkit.trials.schedule import unwrap
 from debugkit.watch.data_track import DataTrack
 from debugkit.watch.first_iteration import FirstIteration
-from debugkit.watch.loss_track import Line, LossStream, LossTrack, ValidationTrack
+from debugkit.watch.loss_track import Line, LossStream, LossTrack
 from debugkit.watch.model_track import ModelTrack, class_count, has_graph
 from debugkit.watch.names import Names
 from debugkit.watch.optimizer_track import EARLY_STEPS, EVERY, OptimizerTrack
@@ -99,8 +99,6 @@ class Recorder:
         self.tracks: list[OptimizerTrack] = []
         self.losses = LossTrack()
         self.data = DataTrack()
-        self.validations = ValidationTrack()
-        self._without_graph = 0
         self.last_call: tuple[weakref.ref[torch.nn.Module], Any, Any] | None = None
         self._busy = False
         self._models: dict[int, ModelTrack] = {}
@@ -114,7 +112,6 @@ class Recorder:
         self._unheld_before: tuple[str, ...] = ()
         self._scaled = False
         self._input_grad = False
-        self._latest_mode: Mode = "train"
         self._grad_enabled = True
         self.since_step = 0
         self._widths: deque[int] = deque(maxlen=8)
@@ -179,7 +176,6 @@ class Recorder:
         self._grad_enabled = grad
         self._input_grad |= any(self._is_probed(part) for part in args)
         mode: Mode = "train" if module.training else "eval"
-        self._latest_mode = mode
         if model.optimizers:
             if current is not None:
                 current.model_calls[mode, self._grad_enabled] += 1
@@ -215,18 +211,6 @@ class Recorder:
         if not isinstance(model, torch.nn.Module):
             self._drop_first()
 
-    @_seen
-    def loss_given(self, loss: Any) -> None:
-        """A loss function of torch was called outside of modules."""
-        if torch.is_grad_enabled() or not isinstance(loss, torch.Tensor) or (value := scalar(loss)) is None:
-            return
-        current = self.data.current
-        if current is not None and self.data.evaluates:
-            if len(current.losses) < 5_000:
-                current.losses.append(value.detach())
-        elif self._latest_mode == "eval":
-            self.validations.add(line_at_work(), self.steps, value.detach())
-
     # Backward
 
     @_seen
@@ -242,7 +226,6 @@ class Recorder:
         self.backwards += 1
         self.since_step += 1
         loss, self._scaled = self.losses.original(tensors)
-        self._without_graph += loss is not None and loss.grad_fn is None and not torch.is_grad_enabled()
         if self.first is not None and self.first.alive:
             self.first.ends(loss)
         line = line_at_work()
@@ -455,11 +438,6 @@ class Recorder:
             track.skips(self._used)
 
     @_seen
-    def scaler_refuses(self, scaler: Any, error: BaseException) -> None:
-        """A scaler raises instead of stepping or unscaling."""
-        self._scaler(scaler).refused = one_line(error)
-
-    @_seen
     def scaler_updates(self, scaler: Any) -> None:
         """A scaler adapts its scale."""
         self._scaler(scaler).updates += 1
@@ -535,7 +513,6 @@ class Recorder:
             steps=self.steps,
             backwards=self.backwards,
             grad_enabled=self._grad_enabled,
-            without_graph=self._without_graph,
             states_taken=self._states.count,
             unheld=self._unheld(),
             optimizers=tuple(self._log(track, thorough=thorough) for track in self.tracks),
@@ -548,7 +525,7 @@ class Recorder:
             quiet_calls=tuple(self._quiet_calls()),
             states=self._states.logs(),
             graphs=tuple(graph.log() for graph in self._graphs.values()),
-            evaluations=(*evaluations, *self.validations.logs()),
+            evaluations=evaluations,
             times=TimeLog(int(steps), seconds, waited / seconds) if seconds else None,
         )
 

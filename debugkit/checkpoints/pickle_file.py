@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,19 +30,19 @@ def read_pickle(path: Path) -> list[StoredTensor]:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    is_zip = zipfile.is_zipfile(path)
     try:
-        if zipfile.is_zipfile(path):
-            with FakeTensorMode():
-                held: Any = torch.load(path, map_location="cpu", weights_only=True)
-            return [_mapped(name, tensor, path) for name, tensor in _tensors(held, path).items()]
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(), FakeTensorMode() if is_zip else nullcontext():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            held: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UsageError(
             f"`{path}` is a pickle that holds more than weights, or none; save `model.state_dict()` instead"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UsageError(f"`{path}` is corrupt or cut off: {one_line(error, 160)}") from error
-    return [_held(name, tensor) for name, tensor in _tensors(held, path).items()]
+    found = _tensors(held, path).items()
+    return [_mapped(name, tensor, path) if is_zip else _held(name, tensor) for name, tensor in found]
 
 
 def _tensors(held: Any, path: Path) -> dict[str, torch.Tensor]:

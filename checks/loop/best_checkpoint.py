@@ -49,17 +49,18 @@ def best_checkpoint(loop: LoopRecord) -> Iterator[Finding]:
     )
 
 
-def _train(snapshot: bool) -> None:
+def _train(snapshot: bool, *, shallow: bool = False) -> None:
     model, loader = mlp(), blobs()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     best, state = float("inf"), model.state_dict()
-    for x, y in [*loader, *loader]:
+    for x, y in [*loader] * 4:
         optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(model(x), y)
         loss.backward()  # type: ignore[no-untyped-call]
         if loss.item() < best:
             best = loss.item()
             state = copy.deepcopy(model.state_dict()) if snapshot else model.state_dict()
+            state = dict(state) if shallow else state
         optimizer.step()
     model.load_state_dict(state)
 
@@ -70,3 +71,7 @@ def good() -> LoopRecord:
 
 def bad_alias() -> LoopRecord:
     return watched(lambda: _train(snapshot=False))
+
+
+def bad_shallow_copy() -> LoopRecord:
+    return watched(lambda: _train(snapshot=False, shallow=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch.utils.data import DataLoader, Subset
 
 from debugkit import Finding, Unavailable, check, fail, note, warn
 from debugkit.probes.loop_record import DataPass, LoopRecord
@@ -57,11 +58,28 @@ def eval_data(loop: LoopRecord) -> Iterator[Finding]:
                 hint="hand training and validation each its own loader",
                 passes=len(checked),
             )
+    yield from _shared_samples(loop.passes, names)
     yield from _steps_in_validation(loop.passes, names)
     yield note(
         f"training reads {_listed(training, names)}; validation reads {_listed(evaluated, names)}",
         passes=len(loop.passes),
     )
+
+
+def _shared_samples(passes: tuple[DataPass, ...], names: dict[int, str]) -> Iterator[Finding]:
+    """Cuts of one data set that overlap."""
+    worst = max(
+        (read for read in passes if not read.backwards and _evaluates(read)),
+        key=lambda read: read.shared,
+        default=None,
+    )
+    if worst is not None and worst.shared:
+        yield fail(
+            f"{worst.shared:,} samples of {names[worst.data]} that validation reads are in the data that training reads "
+            "too: both are cut from the same data set, and the cuts overlap",
+            hint="give each index to one of the two",
+            shared=worst.shared,
+        )
 
 
 def _steps_in_validation(passes: tuple[DataPass, ...], names: dict[int, str]) -> Iterator[Finding]:
@@ -114,6 +132,30 @@ def _train(train: str, validate: str, *, steps: bool = False) -> None:
                     optimizer.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
+
+
+def _train_on_subsets(first: int) -> None:
+    data = blobs().dataset
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    train = DataLoader(Subset(data, range(first, 64)), batch_size=16, shuffle=True)
+    held_out = DataLoader(Subset(data, range(16)), batch_size=8)
+    for _ in range(2):
+        for x, y in train:
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        with torch.no_grad():
+            for x, _ in held_out:
+                model(x)
+
+
+def good_subsets() -> LoopRecord:
+    return watched(lambda: _train_on_subsets(16))
+
+
+def bad_subsets_overlap() -> LoopRecord:
+    return watched(lambda: _train_on_subsets(8))
 
 
 def good() -> LoopRecord:

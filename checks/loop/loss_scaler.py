@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Annotated
 
 import torch
@@ -53,6 +54,13 @@ def loss_scaler(
                 steps=len(windows),
             )
     for scaler in loop.scalers:
+        if scaler.refused is not None:
+            yield fail(
+                f"the gradient scaler refused its call after {scaler.taken} steps taken and {scaler.updates} updates: "
+                f"{scaler.refused}",
+                hint="per step: `unscale_` at most once, `scaler.step(optimizer)`, then `scaler.update()`",
+                updates=scaler.updates,
+            )
         if scaler.steps >= skips and not scaler.taken:
             yield fail(
                 f"the gradient scaler skipped all {scaler.steps} steps: no gradient was finite, down to a scale of "
@@ -79,7 +87,8 @@ def _train(mistake: str | None) -> None:
             optimizer.step()
         else:
             scaler.step(optimizer)
-            scaler.update()
+            if mistake != "never updated":
+                scaler.update()
 
 
 def good() -> LoopRecord:
@@ -88,6 +97,14 @@ def good() -> LoopRecord:
 
 def bad_still_scaled() -> LoopRecord:
     return watched(lambda: _train("scaled"))
+
+
+def bad_never_updated() -> LoopRecord:
+    def train() -> None:
+        with suppress(RuntimeError):
+            _train("never updated")
+
+    return watched(train)
 
 
 def bad_all_skipped() -> LoopRecord:

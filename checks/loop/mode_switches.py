@@ -142,6 +142,13 @@ def _with_graphs(evaluations: list[DataPass]) -> Iterator[Finding]:
 
 
 def _gradients_off(loop: LoopRecord) -> Iterator[Finding]:
+    if loop.without_graph >= _CERTAIN:
+        yield fail(
+            f"{loop.without_graph} backward passes began at a loss without a graph, with gradients switched off: they "
+            "reach no weight",
+            hint="leave `torch.no_grad()` before training goes on; `set_grad_enabled(False)` stays until undone",
+            backwards=loop.without_graph,
+        )
     if loop.error and "does not require grad" in loop.error and not loop.grad_enabled:
         yield fail(
             f"gradients were switched off when the model was called last, so `backward` failed after {loop.steps} "
@@ -179,7 +186,10 @@ def _train(mistake: str | None) -> None:
             model.train()
         for x, y in loader:
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+            with torch.set_grad_enabled(mistake != "left off" or not epoch):
+                loss = torch.nn.functional.cross_entropy(model(x), y)
+                loss = loss if loss.requires_grad else loss.requires_grad_()
+                loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         if mistake != "no eval":
             model.eval()
@@ -198,6 +208,10 @@ def bad_validation_in_train_mode() -> LoopRecord:
 
 def bad_eval_never_undone() -> LoopRecord:
     return watched(lambda: _train("eval never undone"))
+
+
+def bad_gradients_left_off() -> LoopRecord:
+    return watched(lambda: _train("left off"))
 
 
 def bad_graphs_in_validation() -> LoopRecord:

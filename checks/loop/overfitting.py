@@ -9,8 +9,10 @@ import torch
 from pydantic import Field
 
 from debugkit import Finding, Unavailable, check, note, warn
-from debugkit.probes.loop_record import LoopRecord
+from debugkit.probes.loop_record import Evaluation, LoopRecord
 from debugkit.testing import mlp, watched
+
+_APART = 3
 
 
 @check
@@ -32,14 +34,30 @@ def overfitting(
     Stop early and keep the best checkpoint; use more data, augmentation, dropout, weight decay or a smaller model.
 
     ## Known limits
-    The validation loss is seen where a module gives it: a loss module, or a model that returns its loss.
+    The validation loss is seen where a module or a loss function of torch gives it: not one that is written out.
 
     ## References
     - https://docs.pytorch.org/ignite/generated/ignite.handlers.early_stopping.EarlyStopping.html
     """
-    evaluations = loop.evaluations
-    if len(evaluations) < 2:
-        raise Unavailable("fewer than two validations gave a loss through a module")
+    streams: dict[str | None, list[Evaluation]] = {}
+    for one in loop.evaluations:
+        streams.setdefault(one.location, []).append(one)
+    found = [*filter(_is_validation, streams.values())]
+    if not found:
+        raise Unavailable("fewer than two validations gave a loss that could be seen")
+    for evaluations in found:
+        yield from _judge(loop, evaluations, rises, margin)
+
+
+def _is_validation(evaluations: list[Evaluation]) -> bool:
+    """Whether losses on batches that no loader gave come rarely, as those of a validation do."""
+    if evaluations[0].location is None:
+        return len(evaluations) >= 2
+    apart = evaluations[-1].after_step - evaluations[0].after_step
+    return len(evaluations) >= 2 and apart >= _APART * (len(evaluations) - 1)
+
+
+def _judge(loop: LoopRecord, evaluations: list[Evaluation], rises: int, margin: float) -> Iterator[Finding]:
     best = min(range(len(evaluations)), key=lambda index: evaluations[index].loss)
     since, last = len(evaluations) - 1 - best, evaluations[-1]
     low = evaluations[best]
@@ -68,7 +86,7 @@ def _train_loss(loop: LoopRecord, step: int, window: int = 20) -> float | None:
     return sum(near) / len(near) if near else None
 
 
-def _train(samples: int, epochs: int) -> None:
+def _train(samples: int, epochs: int, *, functional: bool = False) -> None:
     generator = torch.Generator().manual_seed(0)
     centre = torch.randn(8, generator=generator)
 
@@ -87,7 +105,7 @@ def _train(samples: int, epochs: int) -> None:
             optimizer.step()
         with torch.no_grad():
             for x, y in held_out:
-                criterion(model(x), y)
+                (torch.nn.functional.cross_entropy if functional else criterion)(model(x), y)
 
 
 def good() -> LoopRecord:
@@ -96,3 +114,7 @@ def good() -> LoopRecord:
 
 def bad() -> LoopRecord:
     return watched(lambda: _train(samples=32, epochs=40))
+
+
+def bad_functional_loss() -> LoopRecord:
+    return watched(lambda: _train(samples=32, epochs=40, functional=True))

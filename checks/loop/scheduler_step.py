@@ -45,7 +45,7 @@ def scheduler_step(
     `num_training_steps` are in steps, after each epoch if they are in epochs.
 
     ## Known limits
-    Length is known for cosine, one-cycle and schedules that end at zero. Cosine schedules that are meant to be
+    Length is known for cosine, one-cycle and schedules that end at zero; of milestones only that they read as epochs. Cosine schedules that are meant to be
     periodic are taken for overrun.
 
     ## References
@@ -54,8 +54,10 @@ def scheduler_step(
     if not loop.schedulers:
         raise Unavailable("no learning-rate scheduler was made while the loop was watched")
     by_name = {optimizer.name: optimizer for optimizer in loop.optimizers if optimizer.steps}
+    another = [*_of_another(loop)]
+    yield from another
     known = [schedule for schedule in loop.schedulers if schedule.optimizer in by_name]
-    if not known:
+    if not known and not another:
         raise Unavailable("no optimizer with a learning-rate scheduler stepped while the loop was watched")
     for schedule in known:
         optimizer = by_name[schedule.optimizer or ""]
@@ -64,6 +66,7 @@ def scheduler_step(
             *_too_early(schedule),
             *_too_slow(schedule, loop),
             *_overrun(schedule, overrun),
+            *_milestones(schedule),
         ]
         if not findings:
             findings = [*_collapsed(schedule, optimizer, collapsed, share)]
@@ -100,18 +103,51 @@ def _too_early(schedule: SchedulerLog) -> Iterator[Finding]:
 
 
 def _too_slow(schedule: SchedulerLog, loop: LoopRecord) -> Iterator[Finding]:
-    if schedule.horizon is None or schedule.resumed or not schedule.passes or not schedule.steps:
+    if schedule.horizon is None or schedule.resumed or not schedule.steps:
         return
-    per_pass = schedule.steps <= schedule.passes + 1 and schedule.optimizer_steps >= 4 * schedule.steps
+    rarely = schedule.optimizer_steps >= 4 * schedule.steps
+    per_pass = schedule.steps <= schedule.passes + 1 or schedule.optimizer_steps <= 1.7 * schedule.horizon
     whole = loop.finished and schedule.optimizer_steps >= 0.6 * schedule.horizon
-    if per_pass and schedule.steps <= 0.5 * schedule.horizon and whole:
+    if rarely and per_pass and schedule.steps <= 0.5 * schedule.horizon and whole:
         yield warn(
-            f"`{schedule.name}` was stepped {schedule.steps} times, once per pass over the data, while its schedule "
+            f"`{schedule.name}` was stepped {schedule.steps} times, as if once per pass over the data, while its schedule "
             f"is {schedule.horizon} steps long and the optimizer took {schedule.optimizer_steps}: training ends "
             "where the schedule has hardly begun",
             hint="call `scheduler.step()` after each `optimizer.step()`, or give its length in epochs",
             steps=schedule.steps,
             horizon=schedule.horizon,
+        )
+
+
+def _of_another(loop: LoopRecord) -> Iterator[Finding]:
+    """Schedules of an optimizer that never steps, while another one trains its parameters."""
+    stepping = {frozenset(layer.name for layer in log.layers): log for log in loop.optimizers if log.steps}
+    idle = {log.name: log for log in loop.optimizers if not log.steps and not log.alone}
+    for schedule in loop.schedulers:
+        log = idle.get(schedule.optimizer or "")
+        other = stepping.get(frozenset(layer.name for layer in log.layers)) if log is not None else None
+        if log is not None and other is not None and schedule.steps >= 2 and other.steps >= _FEW_STEPS:
+            yield warn(
+                f"`{schedule.name}` was stepped {schedule.steps} times for `{log.name}`, which never steps: its "
+                f"parameters are trained by `{other.name}`, whose learning rate stays as it is",
+                hint="make the scheduler with the optimizer that steps",
+                steps=schedule.steps,
+            )
+
+
+def _milestones(schedule: SchedulerLog) -> Iterator[Finding]:
+    """Milestones that read as epochs and are all behind after a part of the first one."""
+    if not schedule.milestones or schedule.resumed or schedule.passes < 2:
+        return
+    last, per_pass = max(schedule.milestones), schedule.steps / schedule.passes
+    if last <= schedule.passes and last < per_pass and schedule.steps >= 0.8 * schedule.optimizer_steps:
+        listed = ", ".join(map(str, schedule.milestones))
+        yield warn(
+            f"`{schedule.name}` is stepped {per_pass:.0f} times per pass over the data, and its milestones are {listed}: "
+            f"the last is behind after {last} batches of the first of {schedule.passes} passes",
+            hint="step it once per epoch if its milestones are epochs, or give them in steps",
+            steps=schedule.steps,
+            last=last,
         )
 
 
@@ -157,7 +193,13 @@ def _train(mistake: str | None) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     epochs = 6
     length = epochs if mistake == "per batch" else epochs * len(loader)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, length)
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    if mistake == "milestones":
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])
+    else:
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, length)
+    if mistake == "another":
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(epochs):
         for x, y in loader:
             optimizer.zero_grad()
@@ -179,6 +221,14 @@ def bad_never() -> LoopRecord:
 
 def bad_per_batch() -> LoopRecord:
     return watched(lambda: _train("per batch"))
+
+
+def bad_of_another_optimizer() -> LoopRecord:
+    return watched(lambda: _train("another"))
+
+
+def bad_milestones_per_batch() -> LoopRecord:
+    return watched(lambda: _train("milestones"))
 
 
 def bad_per_epoch() -> LoopRecord:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Subset, TensorDataset
 
@@ -15,6 +16,8 @@ from debugkit.probes.loop_record import DataLog, DataPass, Evaluation, Mode
 from debugkit.watch.places import line_at_work, shown
 
 _LATEST_PASSES = 2_000
+
+Cut = tuple[Hashable | None, np.ndarray[Any, Any]]
 
 
 @dataclass
@@ -51,6 +54,7 @@ class _Data:
     name: str
     location: str | None
     read: bool = False
+    cut: Cut = (None, np.empty(0, dtype=np.int64))
 
 
 class DataTrack:
@@ -63,6 +67,7 @@ class DataTrack:
         self._of_iterator: weakref.WeakKeyDictionary[Any, Pass] = weakref.WeakKeyDictionary()
         self._loaders: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
         self._data: list[_Data] = []
+        self._common: dict[tuple[int, int], int] = {}
         self._index: dict[Hashable, int] = {}
         self._alive: list[object] = []
 
@@ -121,7 +126,8 @@ class DataTrack:
 
     def logs(self) -> tuple[tuple[DataPass, ...], tuple[DataLog, ...], tuple[Evaluation, ...]]:
         """Passes, data and evaluations."""
-        passes, evaluations = [], []
+        passes: list[DataPass] = []
+        evaluations = []
         for read in self.passes:
             read.read_losses(last=read is not self.current)
             passes.append(
@@ -138,18 +144,45 @@ class DataTrack:
             )
             if read.mean is not None and read.data not in self.trained:
                 evaluations.append(Evaluation(read.after_step, read.mean, read.seen))
+        passes = self._overlaps(passes)
         data = tuple(
             DataLog(index, data.name, data.location, data.read) for index, data in enumerate(self._data)
         )
         return tuple(passes), data, tuple(evaluations)
+
+    def _overlaps(self, passes: list[DataPass]) -> list[DataPass]:
+        """Passes without a backward, with what they share with the pass of training before them."""
+        training: DataPass | None = None
+        found = []
+        for read in passes:
+            if read.backwards:
+                training = read
+            elif training is not None and training.data != read.data:
+                read = replace(read, shared=self._shared(training.data, read.data))
+            found.append(read)
+        return found
+
+    def _shared(self, one: int, other: int) -> int:
+        pair = min(one, other), max(one, other)
+        if pair not in self._common:
+            (base, rows), (other_base, other_rows) = (self._data[index].cut for index in pair)
+            same = base is not None and base == other_base
+            self._common[pair] = len(np.intersect1d(rows, other_rows)) if same else 0
+        return self._common[pair]
 
     def _number(self, loader: Any) -> int:
         dataset = getattr(loader, "dataset", None)
         key = self._key(dataset)
         if key not in self._index:
             self._index[key] = len(self._data)
-            self._data.append(_Data(_name(dataset), shown(line_at_work())))
+            self._data.append(_Data(_name(dataset), shown(line_at_work()), cut=self._cut(dataset)))
         return self._index[key]
+
+    def _cut(self, dataset: Any) -> Cut:
+        """The data set that a subset is cut from, and its rows."""
+        if not isinstance(dataset, Subset):
+            return None, np.empty(0, dtype=np.int64)
+        return self._key(dataset.dataset), np.asarray([int(index) for index in dataset.indices])
 
     def _key(self, dataset: Any) -> Hashable:
         """The same for data sets over the same samples."""

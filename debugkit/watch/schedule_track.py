@@ -30,6 +30,7 @@ class ScheduleTrack:
         self._passes = passes
         self._epoch = getattr(scheduler, "last_epoch", 0)
         self._horizon = _horizon(scheduler)
+        self._milestones = _milestones(scheduler)
 
     def look(self) -> None:
         """Count the steps since the last look."""
@@ -59,6 +60,7 @@ class ScheduleTrack:
             horizon=self._horizon,
             passes=passes - self._passes,
             resumed=self.resumed,
+            milestones=self._milestones,
         )
 
 
@@ -68,6 +70,12 @@ def held_by(scheduler: Any) -> set[int]:
     for value in vars(scheduler).values():
         held |= {id(part) for part in (value if isinstance(value, list | tuple) else [value])}
     return held
+
+
+def _milestones(scheduler: Any) -> tuple[int, ...]:
+    found = vars(scheduler).get("milestones")
+    whole = isinstance(found, list | tuple | Mapping) and all(isinstance(one, int) for one in found)
+    return tuple(sorted(found)) if whole and found else ()
 
 
 def _horizon(scheduler: Any) -> int | None:

@@ -73,6 +73,8 @@ class SeenStep:
         if read:
             batch, loader = read[0].batch, read[0].loader
         else:
+            taken = _without_cutting(taken, model, outside)
+            outside = _outside(taken)
             batch, loader = _loose_batch(taken, model, outside), None
         casting = [call.entry.autocast for call in taken if call.entry.func is model]
         if any(tensor.grad_fn is not None for tensor in outside.values()):
@@ -286,15 +288,43 @@ def _outside(taken: list[Taken]) -> dict[int, torch.Tensor]:
     return outside
 
 
-def _loose_batch(taken: list[Taken], model: torch.nn.Module, outside: Mapping[int, torch.Tensor]) -> Any:
-    """What the script gave the model and the loss, where no loader gave it: inputs first."""
-    inputs = [
+def _without_cutting(
+    taken: list[Taken], model: torch.nn.Module, outside: Mapping[int, torch.Tensor]
+) -> list[Taken]:
+    """The calls but those that only cut a batch out of whole data, such as ``y[i : i + 32]``."""
+    inputs = _inputs(taken, model, outside)
+    rows = inputs[0].shape[0] if inputs else None
+    kept, made = [], set[int]()
+    for call in taken:
+        result, given = call.entry.result, list(flat((call.entry.args, call.entry.kwargs)))
+        whole = given and all(
+            id(tensor) not in made and not tensor.requires_grad and not isinstance(tensor, torch.nn.Parameter)
+            for tensor in given
+        )
+        cut = isinstance(result, torch.Tensor) and result.ndim > 0 and result.shape[0] == rows
+        if whole and cut and not isinstance(call.entry.func, torch.nn.Module) and not result.requires_grad:
+            continue
+        kept.append(call)
+        made |= {id(tensor) for tensor in flat(result)}
+    return kept
+
+
+def _inputs(
+    taken: list[Taken], model: torch.nn.Module, outside: Mapping[int, torch.Tensor]
+) -> list[torch.Tensor]:
+    """What the model is given that nothing made."""
+    return [
         tensor
         for call in taken
         if call.entry.func is model
         for tensor in flat((call.entry.args, call.entry.kwargs))
         if id(tensor) in outside and tensor.ndim
     ]
+
+
+def _loose_batch(taken: list[Taken], model: torch.nn.Module, outside: Mapping[int, torch.Tensor]) -> Any:
+    """What the script gave the model and the loss, where no loader gave it: inputs first."""
+    inputs = _inputs(taken, model, outside)
     if not inputs:
         raise Unavailable("the model is not called on what a loader gave")
     rows, known = inputs[0].shape[0], {id(tensor) for tensor in inputs}

@@ -74,12 +74,13 @@ class ScalerTrack:
     updates: int = 0
     scale: float = 1.0
     unscaled: set[int] = field(default_factory=set)
+    refused: str | None = None
 
     def log(self) -> ScalerLog:
         """What was seen so far."""
         if (scaler := self.scaler()) is not None:
             self.scale = float(scaler.get_scale())
-        return ScalerLog(self.steps, self.taken, self.updates, self.scale)
+        return ScalerLog(self.steps, self.taken, self.updates, self.scale, self.refused)
 
 
 @dataclass
@@ -114,6 +115,8 @@ class StateTrack:
 
         It is a snapshot of nothing if the model that it was taken from has been trained since, in place.
         """
+        if by is not None and isinstance(value, Mapping):
+            self._loaded_back(value, by, step, trained)
         inside = [value, *value.values()] if isinstance(value, Mapping) else [value]
         for taken in self._taken:
             state, model = taken.state(), taken.model()
@@ -126,6 +129,20 @@ class StateTrack:
                 how: Literal["loaded", "saved"] = "loaded" if by is not None else "saved"
                 kind, location = type(model).__name__, shown(line_at_work())
                 self._found.append(StateLog(kind, shown(taken.line), taken.step, how, step, location))
+
+    def _loaded_back(
+        self, state: Mapping[Any, Any], model: torch.nn.Module, step: int, trained: frozenset[int]
+    ) -> None:
+        """A mapping made of an earlier state, such as a shallow copy, whose tensors are the model's own still."""
+        taken = [one for one in self._taken if one.model() is model]
+        if not taken or taken[-1].step >= step or any(one.state() is state for one in taken):
+            return
+        live = {p.data_ptr() for p in model.parameters() if id(p) in trained and p.numel()}
+        if live and live <= _addresses(state) and len(self._found) < 50:
+            kind, location = type(model).__name__, shown(line_at_work())
+            self._found.append(
+                StateLog(kind, shown(taken[-1].line), taken[-1].step, "loaded", step, location)
+            )
 
     def logs(self) -> tuple[StateLog, ...]:
         """The states that were used after the tensors that they share were trained on."""

@@ -14,6 +14,9 @@ from debugkit import Finding, Unavailable, check, fail, note, warn
 from debugkit.probes.loop_record import LoopRecord, LossLog
 from debugkit.testing import blobs, mlp, watched
 
+from ._blame import told
+
+_BOTTOMLESS = 1e4
 _WINDOW = 20
 
 
@@ -48,11 +51,19 @@ def loss_trend(
     ## References
     - https://karpathy.github.io/2019/04/25/recipe/
     """
-    if not any(log.values for log in loop.losses):
+    if not any(log.values for log in loop.losses) and loop.broken is None:
         raise Unavailable("no backward pass of a single loss was seen")
     scaled = any(scaler.scale > 1 for scaler in loop.scalers)
     if any(window.still_scaled for log in loop.optimizers for window in log.windows):
         raise Unavailable("the steps along scaled gradients, which `loss-scaler` reports, come first")
+    if (broken := loop.broken) is not None and broken.place in ("weights", "batch", "module", "between"):
+        cause, hint = told(broken, loop.steps)
+        yield fail(
+            f"the loop ended itself after {loop.steps} steps, before a backward: {cause}",
+            where=broken.module,
+            hint=hint,
+            step=loop.steps,
+        )
     for log in loop.losses:
         if log.first_bad is not None:
             yield from _not_finite(log, log.first_bad, scaled)
@@ -77,26 +88,11 @@ def _not_finite(log: LossLog, index: int, scaled: bool) -> Iterator[Finding]:
     if scaled and (not lasting or bad < 3):
         return
     value = "NaN" if math.isnan(log.values[index]) else "infinite"
-    if log.blamed == "the batch":
-        cause = "the batch itself has values that are not finite"
-        hint = "look at how this batch was made"
-    elif log.blamed is not None:
-        cause = f"all weights were finite, and `{log.blamed}` gave the first values that are not"
-        hint = f"look at what `{log.blamed}` computes: a logarithm, root or division at zero, or an overflow"
-    elif log.weights_were_finite is False:
-        cause = "weights were not finite any more, so the step before broke them"
-        hint = "lower the learning rate or clip the gradients; check the loss for operations at zero"
-    elif log.weights_were_finite:
-        cause = "weights and outputs of the model were finite, so the loss itself broke"
-        hint = "look at the loss: a logarithm, root or division at zero, or targets that are not finite"
-    else:
-        cause = "weights were not looked at"
-        hint = "run with `torch.autograd.set_detect_anomaly(True)` to find the operation"
+    cause, hint = told(log.blame, log.steps[index])
     tell = fail if lasting or len(later) < 3 else warn
-    blamed = None if log.blamed == "the batch" else log.blamed
     yield tell(
         f"the loss is {value} at backward {index + 1} (after {log.steps[index]} steps): {cause}",
-        where=blamed,
+        where=log.blame.module if log.blame is not None else None,
         location=log.location,
         hint=hint,
         step=log.steps[index],
@@ -118,6 +114,15 @@ def _constant(log: LossLog) -> Iterator[Finding]:
 
 def _diverged(log: LossLog, growth: float) -> Iterator[Finding]:
     values = log.values
+    if len(values) >= _WINDOW and median(values[-10:]) < -_BOTTOMLESS * max(map(abs, values[:5])):
+        yield warn(
+            f"the loss went from {values[0]:.4g} to {values[-1]:.4g} in {len(values)} backward passes: it has no lower "
+            "bound, and training runs down to it",
+            location=log.location,
+            hint="look at the sign of each term of the loss",
+            first=values[0],
+            last=values[-1],
+        )
     if len(values) < _WINDOW or min(values) <= 0:
         return
     first, last = median(values[:5]), median(values[-10:])
@@ -161,6 +166,8 @@ def _train(mistake: str | None = None) -> None:
         loss = torch.nn.functional.cross_entropy(logits, y)
         if mistake == "log of zero" and index >= 5:
             loss = loss + torch.log(logits.mean() * 0)
+        if mistake == "no bound":
+            loss = loss - logits.square().mean().exp()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
@@ -175,6 +182,10 @@ def bad_log_of_zero() -> LoopRecord:
 
 def bad_diverges() -> LoopRecord:
     return watched(lambda: _train(mistake="sign"))
+
+
+def bad_without_a_bound() -> LoopRecord:
+    return watched(lambda: _train(mistake="no bound"))
 
 
 def bad_stays_at_chance() -> LoopRecord:

@@ -133,6 +133,7 @@ class SchedulerLog:
         horizon: after how many steps it is at its end; ``None`` where it does not say.
         passes: finished training passes over the data since it was made.
         resumed: whether its state was loaded.
+        milestones: the steps at which it changes the learning rate, where it holds such a list.
     """
 
     name: str
@@ -143,6 +144,37 @@ class SchedulerLog:
     horizon: int | None
     passes: int
     resumed: bool
+    milestones: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Blame:
+    """Where values that are not finite come from.
+
+    Attributes:
+        place: ``weights``: they were not finite any more; ``batch``: what the first module was given; ``module``: the
+            first that gave such values; ``between``: what a module was given, though those before it gave finite
+            values; ``loss``: all modules gave finite values; ``unknown``: no module could be looked at.
+        module: the dotted name of that module.
+        own_code: whether it holds other modules, which gave finite values where they were given such.
+        before: the class of the module before, for ``between``; the first module inside of it that was given values
+            that are not finite, for ``module``.
+        largest: the largest absolute value among its inputs and weights.
+        weights: names of weights that were not finite, the first and the last if they are many.
+        bad: their number.
+        parameters: the number of all.
+        gradients: whether the averages that the optimizer keeps of their gradients were finite.
+    """
+
+    place: Literal["weights", "batch", "module", "between", "loss", "unknown"]
+    module: str | None = None
+    own_code: bool = False
+    before: str | None = None
+    largest: float = 0.0
+    weights: tuple[str, ...] = ()
+    bad: int = 0
+    parameters: int = 0
+    gradients: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -154,8 +186,7 @@ class LossLog:
         values: the loss of each backward, not scaled, oldest first.
         steps: the optimizer steps taken before each.
         first_bad: index of the first value that is not finite.
-        weights_were_finite: whether all weights were finite then; ``None`` if not looked at.
-        blamed: the first module that gave values that are not finite, or ``the batch``; ``None`` if not looked at.
+        blame: what was not finite first; ``None`` if not looked at.
         classes: the width of the model's outputs, if they look like class scores.
     """
 
@@ -163,8 +194,7 @@ class LossLog:
     values: tuple[float, ...]
     steps: tuple[int, ...]
     first_bad: int | None
-    weights_were_finite: bool | None
-    blamed: str | None
+    blame: Blame | None
     classes: int | None
 
 
@@ -200,12 +230,14 @@ class ScalerLog:
         taken: those in which the optimizer stepped.
         updates: calls of ``scaler.update``.
         scale: the latest scale.
+        refused: what the scaler raised instead of doing what it was asked.
     """
 
     steps: int
     taken: int
     updates: int
     scale: float
+    refused: str | None = None
 
 
 @dataclass(frozen=True)
@@ -221,6 +253,8 @@ class DataPass:
         finished: whether the loader was exhausted.
         after_step: optimizer steps taken before it.
         graphs: calls whose outputs hold a graph.
+        shared: samples of its data that the latest pass of training before it read too, out of another cut of the
+            same data set.
     """
 
     data: int
@@ -231,6 +265,7 @@ class DataPass:
     finished: bool
     after_step: int
     graphs: int
+    shared: int = 0
 
 
 @dataclass(frozen=True)
@@ -317,11 +352,13 @@ class Evaluation:
         after_step: optimizer steps before it.
         loss: the mean.
         batches: losses seen.
+        location: the line that computed it, where no loader gave the batch.
     """
 
     after_step: int
     loss: float
     batches: int
+    location: str | None = None
 
 
 @dataclass(frozen=True)
@@ -351,8 +388,10 @@ class LoopRecord:
         steps: optimizer steps of all optimizers.
         backwards: backward passes.
         grad_enabled: whether gradients were enabled when the latest model was called.
+        without_graph: backward passes of a loss that has no graph, with gradients disabled.
         states_taken: how often a model gave its ``state_dict``.
         unheld: parameters of trained models that have a gradient, while no optimizer holds them.
+        broken: what was not finite when an error ended the loop between a call of the model and its backward.
     """
 
     name: str | None = None
@@ -361,8 +400,10 @@ class LoopRecord:
     steps: int = 0
     backwards: int = 0
     grad_enabled: bool = True
+    without_graph: int = 0
     states_taken: int = 0
     unheld: tuple[str, ...] = ()
+    broken: Blame | None = None
     optimizers: tuple[OptimizerLog, ...] = ()
     schedulers: tuple[SchedulerLog, ...] = ()
     losses: tuple[LossLog, ...] = ()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from debugkit.probes.loop_record import LossLog
+from debugkit.probes.loop_record import Blame, Evaluation, LossLog
 from debugkit.watch.places import shown
 
 Line = tuple[str, int] | None
@@ -25,8 +25,7 @@ class LossStream:
     values: array[float] = field(default_factory=lambda: array("d"))
     steps: array[int] = field(default_factory=lambda: array("q"))
     first_bad: int | None = None
-    weights_were_finite: bool | None = None
-    blamed: str | None = None
+    blame: Blame | None = None
     classes: int | None = None
     waiting: list[torch.Tensor] = field(default_factory=list)
 
@@ -62,10 +61,34 @@ class LossStream:
             values=tuple(self.values),
             steps=tuple(self.steps),
             first_bad=self.first_bad,
-            weights_were_finite=self.weights_were_finite,
-            blamed=self.blamed,
+            blame=self.blame,
             classes=self.classes,
         )
+
+
+class ValidationTrack:
+    """Losses computed without gradients, on batches that no loader gave: by line, and by optimizer step."""
+
+    def __init__(self) -> None:
+        self._losses: dict[Line, dict[int, list[torch.Tensor]]] = {}
+
+    def add(self, line: Line, step: int, loss: torch.Tensor) -> None:
+        """Take a loss."""
+        by_step = self._losses.setdefault(line, {})
+        if len(by_step) < 1_000 and len(losses := by_step.setdefault(step, [])) < 1_000:
+            losses.append(loss)
+
+    def logs(self) -> tuple[Evaluation, ...]:
+        """The mean loss of each line after each step."""
+        return tuple(
+            Evaluation(step, _mean(losses), len(losses), shown(line))
+            for line, by_step in self._losses.items()
+            for step, losses in by_step.items()
+        )
+
+
+def _mean(losses: list[torch.Tensor]) -> float:
+    return float(torch.stack([loss.reshape(()).float().cpu() for loss in losses]).mean())
 
 
 class LossTrack:

@@ -28,6 +28,16 @@ if TYPE_CHECKING:
 
 _CLIPPING: Any = torch.nn.utils.clip_grad
 _SCHEDULERS: Any = torch.optim.lr_scheduler
+_LOSSES = (
+    "cross_entropy",
+    "nll_loss",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "mse_loss",
+    "l1_loss",
+    "smooth_l1_loss",
+    "huber_loss",
+)
 
 
 _STEP_CODE = torch.optim.Optimizer.profile_hook_step(lambda self: None).__code__
@@ -81,6 +91,7 @@ class Patches:
                 self._after(kind, "__init__", lambda self, *_, **__: recorder.scheduler_made(self))
         if hasattr(_CLIPPING, "_clip_grads_with_norm_"):
             self._before(_CLIPPING, "_clip_grads_with_norm_", recorder.clips)
+        self._wrap_losses()
         self._wrap_states()
         self._before(torch, "compile", recorder.compiles)
 
@@ -213,15 +224,49 @@ class Patches:
                 recorder.scaler_step_begins(self, optimizer)
                 try:
                     return original(self, optimizer, *args, **kwargs)
+                except RuntimeError as error:
+                    recorder.scaler_refuses(self, error)
+                    raise
                 finally:
                     recorder.scaler_step_ends(self, optimizer)
 
             return step
 
+        def make_unscale(original: Any) -> Any:
+            @wraps(original)
+            def unscale_(self: Any, optimizer: Any) -> Any:
+                if not recorder.listens():
+                    return original(self, optimizer)
+                recorder.unscales(self, optimizer)
+                try:
+                    return original(self, optimizer)
+                except RuntimeError as error:
+                    recorder.scaler_refuses(self, error)
+                    raise
+
+            return unscale_
+
         self._replace(scaler, "scale", make_scale)
         self._replace(scaler, "step", make_step)
-        self._before(scaler, "unscale_", recorder.unscales)
+        self._replace(scaler, "unscale_", make_unscale)
         self._after(scaler, "update", lambda self, *_, **__: recorder.scaler_updates(self))
+
+    def _wrap_losses(self) -> None:
+        """Losses that a validation computes by a function; modules are seen as modules."""
+        recorder = self._recorder
+
+        def make(original: Any) -> Any:
+            @wraps(original)
+            def loss(*args: Any, **kwargs: Any) -> Any:
+                value = original(*args, **kwargs)
+                if not is_compiling() and not recorder.inside and recorder.listens():
+                    recorder.loss_given(value)
+                return value
+
+            return loss
+
+        for name in _LOSSES:
+            self._replace(torch.nn.functional, name, make)
 
     def _wrap_states(self) -> None:
         recorder = self._recorder

@@ -14,19 +14,20 @@ import torch
 
 from debugkit.data.batch import size
 from debugkit.errors import one_line
-from debugkit.probes.loop_record import LoopRecord, Mode, OptimizerLog, QuietCalls, TimeLog
+from debugkit.probes.loop_record import Blame, LoopRecord, Mode, OptimizerLog, QuietCalls, TimeLog
 from debugkit.sandbox import is_measuring
 from debugkit.trials.schedule import unwrap
 from debugkit.watch.data_track import DataTrack
 from debugkit.watch.first_iteration import FirstIteration
-from debugkit.watch.loss_track import Line, LossStream, LossTrack
+from debugkit.watch.latest_calls import LatestCalls
+from debugkit.watch.loss_track import Line, LossTrack, ValidationTrack
 from debugkit.watch.model_track import ModelTrack, class_count, has_graph
 from debugkit.watch.names import Names
 from debugkit.watch.optimizer_track import EARLY_STEPS, EVERY, OptimizerTrack
 from debugkit.watch.places import line_at_work
 from debugkit.watch.schedule_track import ScheduleTrack, held_by
 from debugkit.watch.side_tracks import ClipTrack, GraphTrack, ScalerTrack, StateTrack
-from debugkit.watch.tensors import all_finite, first_leaf, scalar
+from debugkit.watch.tensors import first_leaf, scalar
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -99,7 +100,10 @@ class Recorder:
         self.tracks: list[OptimizerTrack] = []
         self.losses = LossTrack()
         self.data = DataTrack()
-        self.last_call: tuple[weakref.ref[torch.nn.Module], Any, Any] | None = None
+        self.validations = ValidationTrack()
+        self._without_graph = 0
+        self.calls = LatestCalls()
+        self.broken: Blame | None = None
         self._busy = False
         self._models: dict[int, ModelTrack] = {}
         self._schedulers: list[ScheduleTrack] = []
@@ -112,6 +116,7 @@ class Recorder:
         self._unheld_before: tuple[str, ...] = ()
         self._scaled = False
         self._input_grad = False
+        self._latest_mode: Mode = "train"
         self._grad_enabled = True
         self.since_step = 0
         self._widths: deque[int] = deque(maxlen=8)
@@ -172,10 +177,12 @@ class Recorder:
         if not model.ids:
             return
         model.connect(self.tracks)
-        self.last_call = weakref.ref(module), args, kwargs
+        if graph and not (self.steps and self.data.evaluates):
+            self.calls.add(module, args, kwargs)
         self._grad_enabled = grad
         self._input_grad |= any(self._is_probed(part) for part in args)
         mode: Mode = "train" if module.training else "eval"
+        self._latest_mode = mode
         if model.optimizers:
             if current is not None:
                 current.model_calls[mode, self._grad_enabled] += 1
@@ -211,6 +218,18 @@ class Recorder:
         if not isinstance(model, torch.nn.Module):
             self._drop_first()
 
+    @_seen
+    def loss_given(self, loss: Any) -> None:
+        """A loss function of torch was called outside of modules."""
+        if torch.is_grad_enabled() or not isinstance(loss, torch.Tensor) or (value := scalar(loss)) is None:
+            return
+        current = self.data.current
+        if current is not None and self.data.evaluates:
+            if len(current.losses) < 5_000:
+                current.losses.append(value.detach())
+        elif self._latest_mode == "eval":
+            self.validations.add(line_at_work(), self.steps, value.detach())
+
     # Backward
 
     @_seen
@@ -226,6 +245,7 @@ class Recorder:
         self.backwards += 1
         self.since_step += 1
         loss, self._scaled = self.losses.original(tensors)
+        self._without_graph += loss is not None and loss.grad_fn is None and not torch.is_grad_enabled()
         if self.first is not None and self.first.alive:
             self.first.ends(loss)
         line = line_at_work()
@@ -237,7 +257,7 @@ class Recorder:
             if stream.classes is None and len(set(self._widths)) == 1:
                 stream.classes = self._widths[0]
             if bad is not None:
-                self._blame(bad)
+                bad.blame = self._blame()
         for track in self.optimizers.values():
             track.backward_begins()
         self._reached = list(self.optimizers.values())
@@ -266,6 +286,7 @@ class Recorder:
         for track in self._reached:
             track.backward_ends(number, self._scaled)
         self._input_grad = False
+        self.calls.clear()
         if self._scaled:
             for scaler in self._scalers.values():
                 scaler.unscaled.clear()
@@ -277,19 +298,21 @@ class Recorder:
             track = self._graphs.setdefault((line, evaluation), GraphTrack(line, evaluation=evaluation))
             track.mark(tensor)
 
-    def _blame(self, stream: LossStream) -> None:
-        from debugkit.watch.blame import first_bad_module
+    def _blame(self) -> Blame:
+        from debugkit.watch.blame import blame
 
-        module = self.last_call[0]() if self.last_call is not None else None
-        if module is None or self.last_call is None:
-            return
-        stream.weights_were_finite = all_finite(list(module.parameters()))
-        if stream.weights_were_finite:
-            self.inside = True
-            try:
-                stream.blamed = first_bad_module(module, *self.last_call[1:])
-            finally:
-                self.inside = self.stopped
+        optimizers = [optimizer for track in self.tracks if (optimizer := track.ref()) is not None]
+        self.inside = True
+        try:
+            return blame(list(self.calls), optimizers, self.names)
+        finally:
+            self.inside = self.stopped
+
+    @_seen
+    def breaks_off(self) -> None:
+        """An error ends the loop: look for values that are not finite if a backward was to come."""
+        if self.calls:
+            self.broken = self._blame()
 
     # Optimizers
 
@@ -341,7 +364,7 @@ class Recorder:
         self.steps += 1
         self.since_step = 0
         self.data.step()
-        self.last_call = None
+        self.calls.clear()
         self._time(track)
 
     def _time(self, track: OptimizerTrack) -> None:
@@ -438,6 +461,11 @@ class Recorder:
             track.skips(self._used)
 
     @_seen
+    def scaler_refuses(self, scaler: Any, error: BaseException) -> None:
+        """A scaler raises instead of stepping or unscaling."""
+        self._scaler(scaler).refused = one_line(error)
+
+    @_seen
     def scaler_updates(self, scaler: Any) -> None:
         """A scaler adapts its scale."""
         self._scaler(scaler).updates += 1
@@ -513,8 +541,10 @@ class Recorder:
             steps=self.steps,
             backwards=self.backwards,
             grad_enabled=self._grad_enabled,
+            without_graph=self._without_graph,
             states_taken=self._states.count,
             unheld=self._unheld(),
+            broken=self.broken,
             optimizers=tuple(self._log(track, thorough=thorough) for track in self.tracks),
             schedulers=tuple(track.log(epochs) for track in self._schedulers if not track.inner),
             losses=tuple(stream.log() for stream in self.losses.streams.values()),
@@ -525,7 +555,7 @@ class Recorder:
             quiet_calls=tuple(self._quiet_calls()),
             states=self._states.logs(),
             graphs=tuple(graph.log() for graph in self._graphs.values()),
-            evaluations=evaluations,
+            evaluations=(*evaluations, *self.validations.logs()),
             times=TimeLog(int(steps), seconds, waited / seconds) if seconds else None,
         )
 

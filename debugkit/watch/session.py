@@ -176,6 +176,8 @@ class Watch:
             return
         if error is not None and not isinstance(error, SystemExit | GeneratorExit):
             recorder.error = one_line(error)
+        if isinstance(error, Exception) or (isinstance(error, SystemExit) and error.code):
+            recorder.breaks_off()
         recorder.finished = True
         recorder.stop()
         self._report = self._judge(thorough=True)

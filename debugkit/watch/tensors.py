@@ -57,11 +57,6 @@ def checksum(tensor: torch.Tensor) -> tuple[float, float] | None:
     return float(values.sum(dtype=torch.float64)), float(torch.linalg.vector_norm(values))
 
 
-def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether all elements of the plain tensors among these are finite."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if is_plain(tensor))
-
-
 def scalar(value: object) -> torch.Tensor | None:
     """The loss in what a module returned: a number, or the entry or attribute ``loss`` that is one."""
     if not isinstance(value, torch.Tensor):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from debugkit.probes.loop_record import (
+    Blame,
     ClipLog,
     DataLog,
     DataPass,
@@ -57,7 +58,7 @@ OPTIMIZER = OptimizerLog(
     by_hand=False,
     alone=True,
 )
-LOSS = LossLog("train.py:8", (1.0,) * 3, (0, 1, 2), None, None, None, None)
+LOSS = LossLog("train.py:8", (1.0,) * 3, (0, 1, 2), None, None, None)
 SCHEDULE = SchedulerLog("CosineAnnealingLR", "SGD", 20, 20, 0, 20, 2, False)
 CLIP = ClipLog("train.py:10", 20, 1.0, (0.5,) * 20, 0, 0, 0)
 PASS = DataPass(0, 10, 10, 10, ((("train", True), 10),), True, 0, 10)
@@ -72,7 +73,7 @@ def windows(count: int, **changes: Any) -> LoopRecord:
 
 def losses(*values: float, **changes: Any) -> LoopRecord:
     bad = next((index for index, value in enumerate(values) if not math.isfinite(value)), None)
-    log = LossLog("train.py:8", values, tuple(range(len(values))), bad, None, None, None)
+    log = LossLog("train.py:8", values, tuple(range(len(values))), bad, None, None)
     return LoopRecord(optimizers=(OPTIMIZER,), losses=(replace(log, **changes),))
 
 
@@ -214,7 +215,7 @@ def judged(check: str, record: LoopRecord, registry: Registry) -> Result:
 
 
 def test_the_cause_of_a_nan_is_named(registry: Registry) -> None:
-    record = losses(1.0, NAN, weights_were_finite=True, blamed="encoder.layers.3")
+    record = losses(1.0, NAN, blame=Blame("module", "encoder.layers.3"))
     finding = judged("loss-trend", record, registry).findings[0]
     assert finding.where == "encoder.layers.3"
     assert finding.location == "train.py:8"

@@ -133,13 +133,15 @@ def _marked(report: Report) -> dict[str, str]:
 
 
 def _named(name: str, layers: Sequence[LayerSpectrum]) -> LayerSpectrum:
+    """The layer of a name, its end, or its beginning without ``.weight``; of several the first."""
     names = {f"{layer.parameter} {layer.part}".strip(): layer for layer in layers}
-    matching = [
-        layer for full, layer in names.items() if full == name or f".{layer.parameter}".endswith(f".{name}")
-    ]
-    if not matching:
-        raise UsageError(f"there is no layer `{name}`{nearest(name, names)}")
-    return names.get(name, matching[0])
+    if name in names:
+        return names[name]
+    for layer in layers:
+        whole = f".{layer.parameter}"
+        if whole.endswith((f".{name}", f".{name}.weight")):
+            return layer
+    raise UsageError(f"there is no layer `{name}`{nearest(name, names)}")
 
 
 def _draw(path: str, layers: Sequence[LayerSpectrum], chosen: LayerSpectrum | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ _SHOWN = 48
 _HEADS = f"{'shape':>14} {'M':>6} {'alpha':>15} {'D':>6} {'tail':>5} {'stable rank':>11}"
 _BINS = 50
 _MOST = 12.0
+_CUT = 20
 
 
 def print_layers(page: Page, layers: Sequence[LayerSpectrum], marked: dict[str, str], *, full: bool) -> None:
@@ -44,11 +46,15 @@ def print_layers(page: Page, layers: Sequence[LayerSpectrum], marked: dict[str, 
 
 
 def print_spectrum(page: Page, layer: LayerSpectrum) -> None:
-    """Add the eigenvalues of a layer on logarithmic axes: the share beyond each, and the fitted line."""
+    """Add the eigenvalues of a layer on logarithmic axes: the share beyond each, and the fitted line.
+
+    The smallest twentieth is left out, which would take half of the width.
+    """
     name = f"{layer.parameter} {layer.part}".strip()
     page.blank()
     page.line(Text(f"spectrum of {printable(name)}", "bold"))
     points, line = survival(layer)
+    points = points[len(points) // _CUT :]
     if len(points) < 2:
         page.line(Text("there are no eigenvalues to plot", _QUIET), indent=2)
         return
@@ -206,7 +212,8 @@ def _bounds(alphas: Sequence[float]) -> tuple[float, float]:
 
 
 def _short(name: str, room: int) -> str:
-    name = printable(name)
+    """The end of a name: what most layers share, its beginning and `.weight`, says least."""
+    name = re.sub(r"\.weight(?= |$)", "", printable(name))
     return name if len(name) <= room else "…" + name[len(name) - room + 1 :]
 
 

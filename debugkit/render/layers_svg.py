@@ -93,6 +93,7 @@ def _spectrum(layer: LayerSpectrum | None, width: int) -> str:
     if layer is None:
         return ""
     points, line = survival(layer)
+    points = points[len(points) // 20 :]
     if len(points) < 2:
         return ""
     axes = _Axes((points[0][0], points[-1][0]), (points[-1][1], points[0][1]), width)

@@ -11,10 +11,13 @@ from pydantic import Field
 
 from debugkit import Finding, Unavailable, check, fail, note, warn
 from debugkit.probes.loop_record import LayerLog, LoopRecord, OptimizerLog
+from debugkit.probes.movement import by_block
 from debugkit.testing import blobs, mlp, watched
 
 _ROUNDING = 1e-6
 """Norm of a gradient that may be nothing but rounding, as that of a bias before a BatchNorm."""
+_BLOCKS = 8
+"""Blocks of a model that the note tells apart."""
 _PUSH = 10.0
 """An update, in units of rounding, that moves at least one element."""
 
@@ -43,7 +46,9 @@ def weights_moving(
     weights that get small updates in float32.
 
     ## Known limits
-    Parameters without a gradient (an unused pooler, rare experts) are counted in the note only.
+    Parameters without a gradient (an unused pooler, rare experts) are counted in the note only. How far a block has
+    moved since the first look is estimated from the elements that are compared, and is relative to its norm then; a
+    block that began at zero has no such number.
 
     ## References
     - https://cs231n.github.io/neural-networks-3/#ratio
@@ -59,6 +64,7 @@ def weights_moving(
         findings = findings or [*_one_stays(log)] or [*_much_stays(log, share)]
         yield from findings
         yield from _pace(log)
+        yield from _movement(log)
 
 
 def _nothing_moves(log: OptimizerLog) -> Iterator[Finding]:
@@ -157,6 +163,21 @@ def _pace(log: OptimizerLog) -> Iterator[Finding]:
         f"{len(log.layers)} parameters stay",
         median=median(pace for _, pace in paces),
         still=still,
+    )
+
+
+def _movement(log: OptimizerLog) -> Iterator[Finding]:
+    """Head against body: how far each block is from where it was."""
+    blocks = by_block(log.layers)
+    if not blocks:
+        return
+    shown = blocks if len(blocks) <= _BLOCKS else [*blocks[: _BLOCKS // 2], *blocks[-_BLOCKS // 2 :]]
+    parts = [f"`{name}` {share:.2g}" if share else f"`{name}` nothing" for name, share in shown]
+    more = f" ({len(blocks) - len(shown)} blocks between left out)" if len(shown) < len(blocks) else ""
+    yield note(
+        f"moved since the first look, in {log.steps} steps and relative to the weights: {', '.join(parts)}{more}",
+        least=min(share for _, share in blocks),
+        most=max(share for _, share in blocks),
     )
 
 

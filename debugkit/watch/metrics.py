@@ -63,9 +63,8 @@ class MetricsLog:
                     self._write(steps)
             except Exception as error:
                 self._end(f"logging ended early: {one_line(error)}")
-        if self._openers or self._sinks:
-            if steps + 1 - self._step >= self._every:
-                self._begin()
+        if (self._openers or self._sinks) and steps + 1 - self._step >= self._every:
+            self._begin()
 
     def finding(self, result: Result, steps: int) -> None:
         """A check warns or fails: the first that fails is an alert."""

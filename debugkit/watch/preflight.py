@@ -197,5 +197,6 @@ def _tokenizer() -> Any:
     module = sys.modules.get("transformers.tokenization_utils_base")
     if module is None:
         return None
-    found = [value for value in gc.get_objects() if isinstance(value, module.PreTrainedTokenizerBase)]
+    base = module.PreTrainedTokenizerBase
+    found = [value for value in gc.get_objects() if issubclass(type(value), base)]
     return found[0] if len(found) == 1 else None

@@ -82,7 +82,7 @@ def alpha_outliers(
         raise Unavailable(nothing_judged(spectra))
     yield from dead
     if judged:
-        yield _summary(spectra, state)
+        yield _summary(target, spectra, state)
     blocks = [one for one in fresh_blocks(spectra, state) if one.among]
     if target is None:
         yield from (_untrained_blocks(one) for one in blocks)
@@ -139,14 +139,15 @@ def _dead(
             )
 
 
-def _summary(spectra: LayerSpectra, state: InitialState) -> Finding:
+def _summary(target: Target | None, spectra: LayerSpectra, state: InitialState) -> Finding:
     judged = spectra.judged
     alphas = [layer.power_law.alpha for layer in judged if layer.power_law]
     text = f"{len(judged)} weight matrices judged"
     if spectra.analysed < spectra.matrices:
+        lever = "`--budget`" if target is None else "`layer-spectra.seconds`"
         text += (
             f" ({spectra.analysed} of {spectra.matrices} parameters analysed in the time given; raise "
-            "`layer-spectra.seconds` for more)"
+            f"{lever} for more)"
         )
     if alphas:
         text += f": alpha {min(alphas):.2f} to {max(alphas):.2f}, median {statistics.median(alphas):.2f}"

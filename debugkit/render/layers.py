@@ -16,10 +16,10 @@ from debugkit.weights.layer_spectrum import LayerSpectrum
 
 _QUIET = "dim"
 _SHOWN = 48
-_HEADS = f"{'shape':>14} {'M':>6} {'alpha':>15} {'D':>6} {'tail':>5} {'stable rank':>11}"
+_HEADS = f"{'shape':>12} {'alpha':>15} {'D':>6} {'tail':>5} {'stable rank':>11}"
 _BINS = 50
 _MOST = 12.0
-_CUT = 20
+_CUT = 4
 
 
 def print_layers(page: Page, layers: Sequence[LayerSpectrum], marked: dict[str, str], *, full: bool) -> None:
@@ -48,7 +48,7 @@ def print_layers(page: Page, layers: Sequence[LayerSpectrum], marked: dict[str, 
 def print_spectrum(page: Page, layer: LayerSpectrum) -> None:
     """Add the eigenvalues of a layer on logarithmic axes: the share beyond each, and the fitted line.
 
-    The smallest twentieth is left out, which would take half of the width.
+    The smallest quarter is left out, which would take most of the width.
     """
     name = f"{layer.parameter} {layer.part}".strip()
     page.blank()
@@ -61,7 +61,13 @@ def print_spectrum(page: Page, layer: LayerSpectrum) -> None:
     lines = scatter(points, line, page.width - 12, 14)
     highest, lowest = points[0][1], points[-1][1]
     for number, text in enumerate(lines):
-        label = f"10^{highest:.1f}" if number == 0 else f"10^{lowest:.1f}" if number == len(lines) - 1 else ""
+        label = (
+            f"10^{round(highest, 1) + 0.0}"
+            if number == 0
+            else f"10^{lowest:.1f}"
+            if number == len(lines) - 1
+            else ""
+        )
         page.line(Text(f"{label:>8} │ ", _QUIET), text)
     left, right = f"10^{points[0][0]:.1f}", f"10^{points[-1][0]:.1f}"
     page.line(Text(f"{'':>8} └{'─' * (page.width - 11)}", _QUIET))
@@ -92,7 +98,7 @@ def print_comparison(
     firsts: dict[str, LayerSpectrum] = {}
     for layer in before:
         firsts.setdefault(layer.parameter, layer)
-    head = f"{'shape':>14} {'moved':>9} {'cosine':>8} {'same':>6} {'alpha':>15} {'stable rank':>15}"
+    head = f"{'shape':>12} {'moved':>9} {'cosine':>8} {'same':>6} {'alpha':>15} {'stable rank':>15}"
     room = page.width - len(head) - 3
     if moved:
         page.line(Text(f"  {'tensor':<{room}} {head}", "bold"))
@@ -102,7 +108,7 @@ def print_comparison(
         other = alphas.get((move.other, one.part)) if one else None
         page.line(
             Text(
-                f"  {_short(move.name, room):<{room}} {_shape(move.shape):>14} {_percent(move.distance):>9} "
+                f"  {_short(move.name, room):<{room}} {_shape(move.shape):>12} {_percent(move.distance):>9} "
                 f"{move.cosine:>8.4f} {_percent(move.unchanged):>6} {_turn(one, other, 'alpha'):>15} "
                 f"{_turn(one, other, 'rank'):>15}"
             )
@@ -184,7 +190,7 @@ def _row(page: Page, layer: LayerSpectrum, level: str, room: int) -> None:
     style = {"warn": "yellow", "fail": "red"}.get(level, _QUIET if not layer.judged else "")
     page.line(
         Text(
-            f"{sign} {_short(name, room):<{room}} {_shape(layer.shape):>14} {layer.short:>6} {alpha:>15} "
+            f"{sign} {_short(name, room):<{room}} {_shape(layer.shape):>12} {alpha:>15} "
             f"{distance:>6} {tail:>5} {rank:>11}",
             style,
         )

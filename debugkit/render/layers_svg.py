@@ -12,7 +12,7 @@ from debugkit.weights.layer_spectrum import LayerSpectrum
 _WIDTH, _HEIGHT, _MARGIN, _GAP = 960, 300, 48, 24
 _BINS = 30
 _STYLE = (
-    "text{font:12px sans-serif;fill:#444}.t{font-weight:600;fill:#111}.a{stroke:#999;fill:none}"
+    "text{font-family:'DejaVu Sans',Arial,sans-serif;font-size:12px;fill:#444}.t{font-weight:600;fill:#111}.a{stroke:#999;fill:none}"
     ".b{fill:#3b7dd8}.l{stroke:#d8483b;stroke-width:2;fill:none}"
 )
 
@@ -99,8 +99,8 @@ def _spectrum(layer: LayerSpectrum | None, width: int) -> str:
     axes = _Axes((points[0][0], points[-1][0]), (points[-1][1], points[0][1]), width)
     inside = [(x, y) for x, y in line if y >= points[-1][1]]
     path = "L".join(f"{x} {y}" for x, y in (axes.at(x, y) for x, y in inside))
-    name = f"{layer.parameter} {layer.part}".strip()
+    name = f"{layer.parameter.removesuffix('.weight')} {layer.part}".strip()
     fit = layer.power_law
     below = "log10 eigenvalue" + (f"; alpha {fit.alpha:.2f} ± {fit.sigma:.2f}" if fit else "")
-    drawn = axes.frame("…" + name[-36:] if len(name) > 37 else name, below) + axes.dots(points)
+    drawn = axes.frame("…" + name[-29:] if len(name) > 30 else name, below) + axes.dots(points)
     return drawn + (f'<path class="l" d="M{path}"/>' if path else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,12 +13,15 @@ from debugkit.checkpoints.tensor import StoredTensor
 from debugkit.weights.layer_spectrum import SHORTEST_SIDE
 from debugkit.weights.matrix import Kind, Matrix, SkippedMatrix, equal_parts
 
-_TABLE = re.compile(r"embed|embd|\bwte\b|\bwpe\b|position|\bpos|\bshared\b|codebook")
+_TABLE = re.compile(
+    r"embed|embd|(^|[._])(wte|wpe|pos|position|positions|positional)([._]|$)|(^|\.)shared\.weight$"
+)
 _RECURRENT = re.compile(r"weight_(ih|hh|hr)(_l\d+)?(_reverse)?$")
 _GATES = {4: ("input", "forget", "cell", "output"), 3: ("reset", "update", "new")}
 _ROWS = ("vocab_size", "max_position_embeddings", "type_vocab_size", "n_positions", "n_ctx")
 _THIRDS = ("first third", "second third", "last third")
 _HEAD_BYTES = 4096
+_FEW = 2
 
 Cut = tuple[Kind, int, tuple[tuple[str, int], ...], int]
 
@@ -60,6 +64,7 @@ class _Known:
         self._packed = {
             _owner(tensor.name) for tensor in tensors if len(tensor.shape) >= 2 and not tensor.is_float
         }
+        self._heights = Counter(tensor.shape[0] for tensor in tensors if len(tensor.shape) == 2)
         sides = [self._bias_side(tensor) for tensor in tensors if len(tensor.shape) == 2]
         self._transposed = sides.count(1) > 2 * sides.count(0)
 
@@ -105,11 +110,13 @@ class _Known:
         return "linear", outputs, self._fused(shape[outputs], shape[1 - outputs], name), outputs
 
     def _is_table(self, name: str, shape: tuple[int, ...]) -> bool:
-        owner = ".".join(name.split(".")[-3:])
-        if _TABLE.search(owner.replace("_", " ").replace("token embd", "embd")):
+        """By the name, or since it has as many rows as the vocabulary, which but a head has no other matrix."""
+        if _TABLE.search(".".join(name.split(".")[-3:])):
             return True
-        is_head = any(part in name for part in ("head", "output", "decoder", "classifier"))
-        return not is_head and shape[0] in [self._config.get(fact) for fact in _ROWS]
+        if any(part in name for part in ("head", "output", "decoder", "classifier")):
+            return False
+        facts = [self._config.get(fact) for fact in _ROWS]
+        return shape[0] in facts and self._heights[shape[0]] <= _FEW
 
     def _fused(self, rows: int, columns: int, name: str) -> tuple[tuple[str, int], ...]:
         """The parts of a fused matrix, whose outputs are a sum that the config knows, or three times its inputs."""

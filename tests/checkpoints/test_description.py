@@ -132,3 +132,13 @@ def test_a_transformer_is_described_as_its_model_is(tmp_path: Path, name: str) -
             one.axis if one.parts else found[one.name].axis,
             one.outputs,
         )
+
+
+def test_a_width_that_equals_the_longest_text_makes_no_tables(tmp_path: Path) -> None:
+    names = [
+        f"layers.{block}.{name}.weight" for block in range(3) for name in ("q_proj", "shared_experts.up")
+    ]
+    state = {name: torch.randn(64, 64) for name in names} | {"tok.weight": torch.randn(99, 64)}
+    config = '{"vocab_size": 99, "max_position_embeddings": 64, "hidden_size": 64}'
+    found, _ = described(state, tmp_path, config)
+    assert [name for name, one in found.items() if one.kind == "embedding"] == ["tok.weight"]

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
 from debugkit.probes.training_step import TrainingStep
-from debugkit.probes.weight_values import OddValues, WeightValues
+from debugkit.probes.weight_values import LATE, OddValues, WeightValues
 from debugkit.testing import blobs, mlp
 
 
@@ -69,8 +69,10 @@ def finite_weights(
                 share=share,
             )
     if None not in reasons.values():
-        unread = sum(count for reason, count in values.unread.items() if reason != "whole numbers")
+        late = values.unread.get(LATE, 0)
+        unread = sum(values.unread.values()) - values.unread.get("whole numbers", 0) - late
         rest = f"; {unread} tensors can't be read" if unread else ""
+        rest += f"; {late} were not reached in the time given" if late else ""
         but = " but those" if reasons else ""
         yield note(
             f"no NaN or infinity{but} in {values.tensors} tensors with {values.values:,} values{rest}",

@@ -18,7 +18,6 @@ _TABLE = re.compile(
 )
 _RECURRENT = re.compile(r"weight_(ih|hh|hr)(_l\d+)?(_reverse)?$")
 _GATES = {4: ("input", "forget", "cell", "output"), 3: ("reset", "update", "new")}
-_ROWS = ("vocab_size", "max_position_embeddings", "type_vocab_size", "n_positions", "n_ctx")
 _THIRDS = ("first third", "second third", "last third")
 _HEAD_BYTES = 4096
 _FEW = 2
@@ -115,8 +114,7 @@ class _Known:
             return True
         if any(part in name for part in ("head", "output", "decoder", "classifier")):
             return False
-        facts = [self._config.get(fact) for fact in _ROWS]
-        return shape[0] in facts and self._heights[shape[0]] <= _FEW
+        return shape[0] == self._config.get("vocab_size") and self._heights[shape[0]] <= _FEW
 
     def _fused(self, rows: int, columns: int, name: str) -> tuple[tuple[str, int], ...]:
         """The parts of a fused matrix, whose outputs are a sum that the config knows, or three times its inputs."""

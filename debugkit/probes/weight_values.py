@@ -12,10 +12,11 @@ from torch.nn.parameter import is_lazy
 
 from debugkit.checkpoints.checkpoint import Checkpoint
 from debugkit.errors import Unavailable
-from debugkit.evidence import Cost
+from debugkit.evidence import Cost, Deadline
 from debugkit.target import Target
 
 _CHUNK = 2**24
+LATE = "not reached in the time given"
 _DENORMAL_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
@@ -73,8 +74,8 @@ class WeightValues:
     unread: Mapping[str, int] = field(repr=False)
 
     @staticmethod
-    def collect(target: Target | None, checkpoint: Checkpoint | None) -> WeightValues:
-        """Read every tensor once, a part of it at a time.
+    def collect(target: Target | None, checkpoint: Checkpoint | None, deadline: Deadline) -> WeightValues:
+        """Read every tensor once, a part of it at a time; of a checkpoint as many as the time allows.
 
         Raises:
             Unavailable: there is neither a model nor a checkpoint.
@@ -83,15 +84,18 @@ class WeightValues:
             return _values_of(_named_tensors(target.model))
         if checkpoint is None:
             raise Unavailable("there is neither a model nor a checkpoint; pass Target(model)")
-        return _values_of(_stored_tensors(checkpoint))
+        return _values_of(_stored_tensors(checkpoint), deadline)
 
 
-def _values_of(tensors: Iterable[tuple[str, torch.Tensor, bool]]) -> WeightValues:
+def _values_of(
+    tensors: Iterable[tuple[str, torch.Tensor, bool]], deadline: Deadline | None = None
+) -> WeightValues:
     odd: list[OddValues] = []
     unread: dict[str, int] = {}
     count = values = 0
     for name, tensor, is_parameter in tensors:
-        held = _plain(tensor)
+        late = deadline is not None and count and not deadline.seconds_left
+        held = LATE if late else _plain(tensor)
         if isinstance(held, str):
             unread[held] = unread.get(held, 0) + 1
             continue

@@ -39,9 +39,9 @@ def overfitting(
     ## References
     - https://docs.pytorch.org/ignite/generated/ignite.handlers.early_stopping.EarlyStopping.html
     """
-    streams: dict[str | None, list[Evaluation]] = {}
+    streams: dict[tuple[object, ...], list[Evaluation]] = {}
     for one in loop.evaluations:
-        streams.setdefault(one.location, []).append(one)
+        streams.setdefault((one.location, one.data, one.model), []).append(one)
     found = [*filter(_is_validation, streams.values())]
     if not found:
         raise Unavailable("fewer than two validations gave a loss that could be seen")

@@ -353,12 +353,16 @@ class Evaluation:
         loss: the mean.
         batches: losses seen.
         location: the line that computed it, where no loader gave the batch.
+        data: the data set that was read, where a loader gave the batches.
+        model: tells models apart that are evaluated one after the other.
     """
 
     after_step: int
     loss: float
     batches: int
     location: str | None = None
+    data: int | None = None
+    model: int = 0
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class Pass:
     mean: float | None = None
 
     seen: int = 0
+    model: int = 0
 
     def read_losses(self, *, last: bool) -> None:
         """Take the mean of the losses that were seen; after the last time they are dropped."""
@@ -143,7 +144,9 @@ class DataTrack:
                 )
             )
             if read.mean is not None and read.data not in self.trained:
-                evaluations.append(Evaluation(read.after_step, read.mean, read.seen))
+                evaluations.append(
+                    Evaluation(read.after_step, read.mean, read.seen, data=read.data, model=read.model)
+                )
         passes = self._overlaps(passes)
         data = tuple(
             DataLog(index, data.name, data.location, data.read) for index, data in enumerate(self._data)

@@ -70,19 +70,19 @@ class ValidationTrack:
     """Losses computed without gradients, on batches that no loader gave: by line, and by optimizer step."""
 
     def __init__(self) -> None:
-        self._losses: dict[Line, dict[int, list[torch.Tensor]]] = {}
+        self._losses: dict[tuple[Line, int], dict[int, list[torch.Tensor]]] = {}
 
-    def add(self, line: Line, step: int, loss: torch.Tensor) -> None:
-        """Take a loss."""
-        by_step = self._losses.setdefault(line, {})
+    def add(self, line: Line, model: int, step: int, loss: torch.Tensor) -> None:
+        """Take a loss of a model."""
+        by_step = self._losses.setdefault((line, model), {})
         if len(by_step) < 1_000 and len(losses := by_step.setdefault(step, [])) < 1_000:
             losses.append(loss)
 
     def logs(self) -> tuple[Evaluation, ...]:
         """The mean loss of each line after each step."""
         return tuple(
-            Evaluation(step, _mean(losses), len(losses), shown(line))
-            for line, by_step in self._losses.items()
+            Evaluation(step, _mean(losses), len(losses), shown(line), model=model)
+            for (line, model), by_step in self._losses.items()
             for step, losses in by_step.items()
         )
 

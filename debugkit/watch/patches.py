@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from functools import wraps
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.amp.grad_scaler
@@ -43,10 +44,15 @@ _LOSSES = (
 _STEP_CODE = torch.optim.Optimizer.profile_hook_step(lambda self: None).__code__
 
 
-def _outermost(tell: Callable[[Any, Any, Any], object]) -> Callable[[Any, Any, Any], None]:
-    """A hook that stays silent for the ``super().step()`` inside of an optimizer's step."""
+def _outermost(
+    recorder: Recorder, tell: Callable[[Any, Any, Any], object]
+) -> Callable[[Any, Any, Any], None]:
+    """A hook that stays silent for the ``super().step()`` inside of an optimizer's step, and in other threads."""
 
     def hook(optimizer: Any, args: Any, kwargs: Any) -> None:
+        if not recorder.in_backward and not recorder.is_here():
+            recorder.steps_elsewhere(optimizer)
+            return
         frame, steps = sys._getframe(1), 0
         while frame is not None and steps < 2:
             steps += frame.f_code is _STEP_CODE and frame.f_locals.get("self") is optimizer
@@ -63,7 +69,12 @@ class Patches:
 
     Args:
         recorder: what is told.
+
+    Attributes:
+        at_work: those that are installed in this process: two would see each other.
     """
+
+    at_work: ClassVar[Patches | None] = None
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -72,10 +83,11 @@ class Patches:
     def install(self) -> None:
         """Begin to see. The wrappers of a forked child, such as a loader's worker, stay silent."""
         recorder = self._recorder
-        os.register_at_fork(after_in_child=recorder.stop)
+        Patches.at_work = self
+        os.register_at_fork(after_in_child=self._forked)
         self._undo += [
-            register_optimizer_step_pre_hook(_outermost(recorder.step_begins)).remove,
-            register_optimizer_step_post_hook(_outermost(recorder.step_ends)).remove,
+            register_optimizer_step_pre_hook(_outermost(recorder, recorder.step_begins)).remove,
+            register_optimizer_step_post_hook(_outermost(recorder, recorder.step_ends)).remove,
         ]
         self._wrap_module()
         self._wrap_backward()
@@ -99,6 +111,13 @@ class Patches:
         """Put torch back as it was."""
         while self._undo:
             self._undo.pop()()
+        if Patches.at_work is self:
+            Patches.at_work = None
+
+    def _forked(self) -> None:
+        self._recorder.stop()
+        if Patches.at_work is self:
+            Patches.at_work = None
 
     def _replace(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
         original = vars(owner)[name]
@@ -135,11 +154,11 @@ class Patches:
         self._replace(owner, name, make)
 
     def _wrap_module(self) -> None:
-        recorder, thread = self._recorder, get_ident()
+        recorder = self._recorder
 
         def make(original: Any) -> Any:
             def __call__(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
-                if recorder.inside or is_compiling() or get_ident() != thread:
+                if recorder.inside or is_compiling() or get_ident() != recorder.thread:
                     return original(self, *args, **kwargs)
                 return recorder.outer_call(original, self, args, kwargs)
 
@@ -153,7 +172,7 @@ class Patches:
         def make(original: Any) -> Any:
             @wraps(original)
             def run_backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-                if not recorder.listens() or recorder.in_backward:
+                if not recorder.listens() or recorder.in_backward or not recorder.is_here():
                     return original(tensors, *args, **kwargs)
                 recorder.backward_begins(tensors, accumulates=kwargs.get("accumulate_grad", True))
                 try:
@@ -253,17 +272,19 @@ class Patches:
 
     def _wrap_losses(self) -> None:
         """Losses that a validation computes by a function; modules are seen as modules."""
-        recorder = self._recorder
+        recorder, compiling = self._recorder, is_compiling
+        scope = vars(torch.nn.functional)
 
         def make(original: Any) -> Any:
-            @wraps(original)
             def loss(*args: Any, **kwargs: Any) -> Any:
                 value = original(*args, **kwargs)
-                if not is_compiling() and not recorder.inside and recorder.listens():
+                if not compiling() and not recorder.inside and recorder.listens():
                     recorder.loss_given(value)
                 return value
 
-            return loss
+            # torch.jit.script reads the original's source, and looks its names up where this function is at home.
+            at_home = FunctionType(loss.__code__, scope, closure=loss.__closure__)
+            return wraps(original)(at_home)
 
         for name in _LOSSES:
             self._replace(torch.nn.functional, name, make)

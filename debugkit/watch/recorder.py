@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from threading import get_ident
 from typing import Any, TypeVar, cast
 
 import torch
@@ -64,6 +65,8 @@ class Recorder:
         since_step: backward passes since the latest step.
         stopped: whether nothing more is looked at.
         fault: why watching ended early.
+        thread: the thread that is watched.
+        elsewhere: optimizer steps in other threads.
         on_step: called after each optimizer step, with the steps of all optimizers.
         on_backward: called after each backward, with their number.
         first: what takes down the first iteration, until its backward has ended.
@@ -93,6 +96,8 @@ class Recorder:
         self.on_output: Callable[[torch.nn.Module, Any, Any, Any], object] | None = None
         self.recent: deque[Any] | None = None
         self.samples: int | None = None
+        self.thread = get_ident()
+        self.elsewhere = 0
         self.steps = 0
         self.backwards = 0
         self.names = Names()
@@ -117,6 +122,7 @@ class Recorder:
         self._scaled = False
         self._input_grad = False
         self._latest_mode: Mode = "train"
+        self._latest_model = 0
         self._grad_enabled = True
         self.since_step = 0
         self._widths: deque[int] = deque(maxlen=8)
@@ -133,6 +139,23 @@ class Recorder:
     def _drop_first(self) -> None:
         if self.first is not None and self.first.forget():
             self.first = None
+
+    def is_here(self) -> bool:
+        """Whether this is the thread that is watched: the one that entered the watch, or the first that trains."""
+        if not (self.backwards or self._models):
+            self.thread = get_ident()
+        return get_ident() == self.thread
+
+    def steps_elsewhere(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer steps in another thread."""
+        if not self.listens():
+            return
+        self.elsewhere += 1
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        used = (track for track in self.tracks if track.steps and track.ref() is not None)
+        if any(not track.ids.isdisjoint(held) for track in used):
+            self.fault = "watching ended early: several threads train the same parameters"
+            self.stop()
 
     def listens(self) -> bool:
         """Whether events count now."""
@@ -182,7 +205,9 @@ class Recorder:
         self._grad_enabled = grad
         self._input_grad |= any(self._is_probed(part) for part in args)
         mode: Mode = "train" if module.training else "eval"
-        self._latest_mode = mode
+        self._latest_mode, self._latest_model = mode, id(module)
+        if current is not None:
+            current.model = id(module)
         if model.optimizers:
             if current is not None:
                 current.model_calls[mode, self._grad_enabled] += 1
@@ -228,7 +253,7 @@ class Recorder:
             if len(current.losses) < 5_000:
                 current.losses.append(value.detach())
         elif self._latest_mode == "eval":
-            self.validations.add(line_at_work(), self.steps, value.detach())
+            self.validations.add(line_at_work(), self._latest_model, self.steps, value.detach())
 
     # Backward
 

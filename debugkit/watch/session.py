@@ -87,7 +87,9 @@ def watch(
 
 
 class Watch:
-    """A watch over what runs while it is entered. It sees the thread that enters it; watches do not nest.
+    """A watch over what runs while it is entered. It sees the thread that enters it, or else the first that trains.
+
+    Watches do not nest: the inner one sees nothing, and its report says so.
 
     Args:
         models: models that exist already.
@@ -151,6 +153,12 @@ class Watch:
         self._given = list(models), list(optimizers)
 
     def __enter__(self) -> Watch:
+        if Patches.at_work is not None:
+            self.recorder.fault = (
+                "nothing was watched: another watch is at work in this process, and has the report"
+            )
+            self.recorder.stop()
+            return self
         for model in self._given[0]:
             self.recorder.names.learn(model)
         for optimizer in self._given[1]:
@@ -233,6 +241,12 @@ class Watch:
         report = self._plan.again(record).execute()
         if self.recorder.fault is not None:
             report = report.model_copy(update={"notices": (*report.notices, self.recorder.fault)})
+        if self.recorder.elsewhere:
+            told = (
+                f"{self.recorder.elsewhere} optimizer steps ran in another thread than the one that is watched; enter "
+                "the watch in the thread that trains"
+            )
+            report = report.model_copy(update={"notices": (*report.notices, told)})
         if record.error is not None:
             ended = f"the loop ended after {record.steps} optimizer steps with {record.error}"
             report = report.model_copy(update={"notices": (*report.notices, ended)})

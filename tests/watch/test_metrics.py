@@ -52,7 +52,8 @@ def train(log: Any, *, clear: bool = True, model: torch.nn.Module | None = None,
     model = model or mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with debugkit.watch(model, optimizer=optimizer, log=log, log_every=5, preflight=False, **options) as seen:
-        for x, y in [*blobs()] * 3:
+        loader = blobs()
+        for x, y in (batch for _ in range(3) for batch in loader):
             if clear:
                 optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(x), y).backward()

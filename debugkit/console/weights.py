@@ -17,7 +17,8 @@ from debugkit.console.terminal import Page, is_terminal
 from debugkit.errors import Broken, Unavailable, UsageError, nearest
 from debugkit.probes.layer_spectra import LayerSpectra
 from debugkit.registry import load
-from debugkit.render.layers import print_comparison, print_layers, print_spectrum, worst
+from debugkit.render.layers import print_layers, print_spectrum, worst
+from debugkit.render.moves import print_comparison
 from debugkit.report import Report
 from debugkit.runner import OnEvent, Run
 from debugkit.weights.engine import analyse

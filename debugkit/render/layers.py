@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 from rich.text import Text
 
-from debugkit.checkpoints.comparison import Comparison
 from debugkit.console.terminal import Page, printable
 from debugkit.render.blocks import columns, histogram, scatter
 from debugkit.weights.layer_spectrum import LayerSpectrum
@@ -17,7 +16,7 @@ from debugkit.weights.layer_spectrum import LayerSpectrum
 _QUIET = "dim"
 _SHOWN = 48
 _HEADS = f"{'shape':>12} {'alpha':>15} {'D':>6} {'tail':>5} {'stable rank':>11}"
-_BINS = 50
+BINS = 50
 _MOST = 12.0
 _CUT = 4
 
@@ -78,65 +77,6 @@ def print_spectrum(page: Page, layer: LayerSpectrum) -> None:
     page.line(Text(said, _QUIET), indent=10)
 
 
-def print_comparison(
-    page: Page,
-    found: Comparison,
-    names: tuple[str, str],
-    before: Sequence[LayerSpectrum],
-    after: Sequence[LayerSpectrum],
-    *,
-    full: bool,
-) -> None:
-    """Add what moved from one checkpoint to the other, the farthest first."""
-    page.blank()
-    page.line(
-        Text("what moved ", "bold"), Text(f"from {printable(names[0])} to {printable(names[1])}", _QUIET)
-    )
-    moved = found.moved
-    page.line(f"{len(moved)} of {len(found.moves)} shared tensors changed", indent=2)
-    alphas = {(layer.parameter, layer.part): layer for layer in after}
-    firsts: dict[str, LayerSpectrum] = {}
-    for layer in before:
-        firsts.setdefault(layer.parameter, layer)
-    head = f"{'shape':>12} {'moved':>9} {'cosine':>8} {'same':>6} {'alpha':>15} {'stable rank':>15}"
-    room = page.width - len(head) - 3
-    if moved:
-        page.line(Text(f"  {'tensor':<{room}} {head}", "bold"))
-    shown = moved if full else moved[:20]
-    for move in shown:
-        one = firsts.get(move.name)
-        other = alphas.get((move.other, one.part)) if one else None
-        page.line(
-            Text(
-                f"  {_short(move.name, room):<{room}} {_shape(move.shape):>12} {_percent(move.distance):>9} "
-                f"{move.cosine:>8.4f} {_percent(move.unchanged):>6} {_turn(one, other, 'alpha'):>15} "
-                f"{_turn(one, other, 'rank'):>15}"
-            )
-        )
-    if len(shown) < len(moved):
-        page.line(Text(f"… and {len(moved) - len(shown)} more (-v shows them)", _QUIET), indent=4)
-    for label, one_side in (
-        ("of another shape", found.reshaped),
-        (f"only in {names[0]}", found.only_first),
-        (f"only in {names[1]}", found.only_second),
-    ):
-        if one_side:
-            more = f" and {len(one_side) - 4} more" if len(one_side) > 4 else ""
-            text = f"{len(one_side)} {printable(label)}: {', '.join(map(printable, one_side[:4]))}{more}"
-            page.line(text, indent=2, hang=4)
-    pair = [
-        [layer.power_law.alpha for layer in side if layer.judged and layer.power_law]
-        for side in (before, after)
-    ]
-    if all(len(side) > 1 for side in pair):
-        page.blank()
-        low, high = _bounds([*pair[0], *pair[1]])
-        for label, side in zip(("alpha before", "alpha after"), pair, strict=True):
-            for number, line in enumerate(histogram(side, low, high, _BINS, 3)):
-                page.line(Text(f"  {label if number == 2 else '':<14}"), Text(line, "cyan"))
-        page.line(Text(f"{'':>16}{low:<8.1f}{high:>{_BINS - 8}.1f}", _QUIET))
-
-
 def survival(layer: LayerSpectrum) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
     """Points and fitted line, in log10: eigenvalue, share of the eigenvalues that are at least as large."""
     values = layer.eigenvalues[layer.count - layer.usable :]
@@ -190,7 +130,7 @@ def _row(page: Page, layer: LayerSpectrum, level: str, room: int) -> None:
     style = {"warn": "yellow", "fail": "red"}.get(level, _QUIET if not layer.judged else "")
     page.line(
         Text(
-            f"{sign} {_short(name, room):<{room}} {_shape(layer.shape):>12} {alpha:>15} "
+            f"{sign} {short_name(name, room):<{room}} {shape_of(layer.shape):>12} {alpha:>15} "
             f"{distance:>6} {tail:>5} {rank:>11}",
             style,
         )
@@ -198,12 +138,12 @@ def _row(page: Page, layer: LayerSpectrum, level: str, room: int) -> None:
 
 
 def _alphas(page: Page, alphas: list[float]) -> None:
-    low, high = _bounds(alphas)
+    low, high = bounds(alphas)
     page.blank()
     page.line(Text("alpha", "bold"), Text(f": how many of the {len(alphas)} layers that are judged", _QUIET))
-    for line in histogram(alphas, low, high, _BINS, 5):
+    for line in histogram(alphas, low, high, BINS, 5):
         page.line(Text(line, "cyan"), indent=2)
-    page.line(Text(f"{low:<8.1f}{high:>{_BINS - 8}.1f}{'+' if max(alphas) > high else ''}", _QUIET), indent=2)
+    page.line(Text(f"{low:<8.1f}{high:>{BINS - 8}.1f}{'+' if max(alphas) > high else ''}", _QUIET), indent=2)
     page.blank()
     page.line(Text("alpha by depth", "bold"), Text(", the first layer on the left", _QUIET))
     width = min(len(alphas), page.width - 12)
@@ -213,31 +153,17 @@ def _alphas(page: Page, alphas: list[float]) -> None:
         page.line(Text(f"  {label:>5} ", _QUIET), Text(line, "cyan"))
 
 
-def _bounds(alphas: Sequence[float]) -> tuple[float, float]:
+def bounds(alphas: Sequence[float]) -> tuple[float, float]:
+    """Ends of the axis of alpha."""
     return math.floor(min(alphas)), max(math.floor(min(alphas)) + 1.0, min(_MOST, math.ceil(max(alphas))))
 
 
-def _short(name: str, room: int) -> str:
+def short_name(name: str, room: int) -> str:
     """The end of a name: what most layers share, its beginning and `.weight`, says least."""
     name = re.sub(r"\.weight(?= |$)", "", printable(name))
     return name if len(name) <= room else "…" + name[len(name) - room + 1 :]
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def shape_of(shape: tuple[int, ...]) -> str:
+    """Such as ``768x3072``."""
     return "x".join(map(str, shape))
-
-
-def _percent(share: float) -> str:
-    if not math.isfinite(share):
-        return "from 0"
-    return f"{share:.2%}" if 0 < share < 0.1 else f"{share:.0%}"
-
-
-def _turn(one: LayerSpectrum | None, other: LayerSpectrum | None, what: str) -> str:
-    if one is None or other is None or not (one.measured and other.measured):
-        return ""
-    if what == "rank":
-        return f"{one.stable_rank:.1f} → {other.stable_rank:.1f}"
-    if one.power_law is None or other.power_law is None:
-        return ""
-    return f"{one.power_law.alpha:.2f} → {other.power_law.alpha:.2f}"

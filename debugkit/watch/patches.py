@@ -51,7 +51,8 @@ def _outermost(
 
     def hook(optimizer: Any, args: Any, kwargs: Any) -> None:
         if not recorder.in_backward and not recorder.is_here():
-            recorder.steps_elsewhere(optimizer)
+            if tell == recorder.step_begins:
+                recorder.steps_elsewhere(optimizer)
             return
         frame, steps = sys._getframe(1), 0
         while frame is not None and steps < 2:

@@ -114,3 +114,26 @@ def test_a_step_within_a_step_counts_once() -> None:
             optimizer.step()
     assert watch.record.steps == len(loader)
     assert watch.record.optimizers[-1].steps == len(loader)
+
+
+def test_losses_are_compiled_scripted_and_pickled_as_without() -> None:
+    class Scored(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = mlp()
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.cross_entropy(self.model(x), y)
+
+    model, (x, y) = Scored(), next(iter(blobs()))
+    expected = model(x, y)
+    with debugkit.watch():
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        with pytest.warns(DeprecationWarning, match="torch.jit"):
+            scripted = torch.jit.script(model)
+        assert torch.equal(compiled(x, y), expected)
+        assert torch.equal(scripted(x, y), expected)
+        assert "cross_entropy" in str(torch.fx.symbolic_trace(model).graph)
+        assert (
+            pickle.loads(pickle.dumps(torch.nn.functional.cross_entropy)) is torch.nn.functional.cross_entropy
+        )

@@ -118,7 +118,7 @@ def test_dead_units_are_those_that_no_sample_wakes() -> None:
     kept = Kept()
     train(kept, model=model)
     values = kept.numbers[10]
-    assert values["layer_dead/1"] == values["dead_units"] == pytest.approx(3 / 8, abs=0.13)
+    assert 1 > values["layer_dead/1"] == values["dead_units"] >= 3 / 8
     assert "layer_dead/2" not in values
     assert "dead_units" not in kept.numbers[1]
 

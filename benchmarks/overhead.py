@@ -2,8 +2,8 @@
 
 Segments of training with and without a watch take turns in one process, so that both meet the same machine; each
 segment is a loop of its own over the same data, and a watched one begins with the steps that are looked at closely. The
-ratio of a pair of neighbours is taken at equal steps, apart for the first 20 steps and for the steady state after them.
-The preflight on the first iteration is timed apart.
+ratio of the CPU time of two neighbours is taken apart for the first 20 steps, the very first left out, and for the
+steady state after them. The preflight on the first iteration is timed apart.
 
     python benchmarks/overhead.py                  # the digits' CNN
     python benchmarks/overhead.py --model minilm   # a fine-tune of the reviews; needs the weights in the cache

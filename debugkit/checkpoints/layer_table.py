@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from debugkit.checkpoints.checkpoint import open_checkpoint
 from debugkit.errors import UsageError
+from debugkit.weights.engine import analyse
 from debugkit.weights.layer_spectrum import LayerSpectrum
 
 if TYPE_CHECKING:
@@ -50,6 +52,21 @@ class LayerTable:
             UsageError: the name ends otherwise, or the file can't be written.
         """
         write_rows(self.rows, path)
+
+
+def read_layers(path: str | Path, base: str | Path | None = None) -> LayerTable:
+    """The measures of every layer of a checkpoint, without a verdict::
+
+        read_layers("checkpoint-500").to_pandas().sort_values("alpha")
+
+    Args:
+        path: as for :func:`debugkit.checkpoints.checkpoint.open_checkpoint`.
+        base: the base model of a LoRA adapter.
+
+    Raises:
+        UsageError: there is nothing to read, or it can't be read.
+    """
+    return LayerTable(analyse(open_checkpoint(path, base).matrices).layers)
 
 
 def refuse_table(path: str | Path) -> None:

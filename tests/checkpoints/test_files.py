@@ -80,6 +80,14 @@ def test_shards_come_in_the_order_of_depth(tmp_path: Path) -> None:
     assert [tensor.name for tensor in read_path(tmp_path)] == ["x.2.weight", "x.10.weight"]
 
 
+def test_shards_of_pickles_are_read(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2, 2)}, tmp_path / "pytorch_model-1.bin")
+    torch.save({"b": torch.zeros(2, 2)}, tmp_path / "pytorch_model-2.bin")
+    owners = {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": owners}))
+    check(tmp_path, {"a": torch.ones(2, 2), "b": torch.zeros(2, 2)})
+
+
 def test_of_two_formats_safetensors_is_taken(tmp_path: Path) -> None:
     torch.save({"b": torch.zeros(2, 2)}, tmp_path / "pytorch_model.bin")
     save_file({"a": torch.zeros(2, 2)}, tmp_path / "model.safetensors")

@@ -78,7 +78,7 @@ class Program:
         finally:
             waiting.remove()
         if self._status is not None:
-            self._status.clear()
+            self._status.end()
         if self.watch is not None:
             self.watch.close(ended)
         return ended
@@ -108,6 +108,7 @@ class Program:
         )
         if not self.quiet and is_terminal(sys.stderr):
             self._status = StatusLine(sys.stderr, self.watch.recorder)
+            self._status.begin()
         self.watch.__enter__()
 
     def _progress(self, event: str, value: Any) -> None:

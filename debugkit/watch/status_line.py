@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import TextIO
+from typing import Any, TextIO
 
+from debugkit.console.terminal import is_terminal
 from debugkit.watch.recorder import Recorder
 
 
 class StatusLine:
     """A line on a terminal that is written over: step, loss, learning rate, pace, findings.
+
+    While it is there, the program's own output takes it away first; where the program has left a line open, such as a
+    progress bar, none is shown.
 
     Args:
         file: the terminal.
@@ -25,7 +30,29 @@ class StatusLine:
         self._shown = 0.0
         self._step = 0
         self._width = 0
+        self._open = False
         self.findings = 0
+
+    def begin(self) -> None:
+        """Give way to what the program writes to its terminals from now on."""
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is not None and is_terminal(stream):
+                setattr(sys, name, _GivingWay(stream, self))
+
+    def end(self) -> None:
+        """Take the line away for good."""
+        self.clear()
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if isinstance(stream, _GivingWay):
+                setattr(sys, name, stream.stream)
+
+    def give_way(self, text: str) -> None:
+        """The program is about to write a text."""
+        self.clear()
+        if text:
+            self._open = not text.endswith("\n")
 
     def __call__(self, steps: int) -> None:
         """An optimizer has stepped."""
@@ -61,8 +88,32 @@ class StatusLine:
 
     def _write(self, text: str) -> None:
         """Write over the line; one that is wider than the terminal could not be written over."""
+        if self._open and text:
+            return
         text = text[: max(1, shutil.get_terminal_size().columns - 1)]
         with suppress(OSError, ValueError, UnicodeError):
             self._file.write("\r" + text.ljust(self._width) + ("" if text else "\r"))
             self._file.flush()
             self._width = len(text)
+
+
+class _GivingWay:
+    """A stream of the program, before whose output the status line goes away."""
+
+    def __init__(self, stream: TextIO, line: StatusLine) -> None:
+        self.stream = stream
+        self._line = line
+
+    def write(self, text: str) -> int:
+        self._line.give_way(text)
+        return self.stream.write(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stream)

@@ -19,7 +19,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -52,10 +52,12 @@ def loop(run: debugkit.Target, steps: int) -> Iterator[float]:
     for _ in range(steps):
         start = time.process_time()
         batch = next(batches)
-        if run.loss_fn is not None:
-            loss = run.loss_fn(run.model(batch[0]), batch[1])
+        if isinstance(batch, Mapping):
+            inputs = dict(batch)
+            labels = inputs.pop("labels")
+            loss = run.loss_fn(run.model(**inputs), labels)
         else:
-            loss = run.model(**batch).loss
+            loss = run.loss_fn(run.model(batch[0]), batch[1])
         run.optimizer.zero_grad()
         loss.backward()
         run.optimizer.step()

@@ -110,7 +110,8 @@ def _dead(
             for_good = stuck is not None and layer.parameter in stuck.parameters
             alone = trained_peers(layer, state, spectra) is not None
             will_train = _training_ahead(target) and layer.trainable and not for_good and not alone
-            make = note if will_train or (state.fresh and not for_good) else fail
+            untold = target is None and not state.determined
+            make = note if will_train or ((state.fresh or untold) and not for_good) else fail
             until = ""
             if for_good:
                 until = ", and its gradient is zero on every batch, so it stays zero"

@@ -40,6 +40,9 @@ def describe(
         if isinstance(cut, str):
             skipped.append(SkippedMatrix(tensor.name, tensor.shape, cut))
             continue
+        if (other := known.twin(tensor)) and _is_zero(tensor):
+            skipped.append(SkippedMatrix(tensor.name, tensor.shape, f"all zero beside `{other}`"))
+            continue
         kind, axis, parts, outputs = cut
         why = "embedding table" if kind == "embedding" else ""
         why = f"quantised ({tensor.quantised})" if tensor.quantised else why
@@ -60,6 +63,9 @@ class _Known:
         nested = config.get("text_config")
         self._config = {**config, **(nested if isinstance(nested, dict) else {})}
         self._shapes = {tensor.name: tensor.shape for tensor in tensors}
+        self._owned: dict[str, list[str]] = {}
+        for name in self._shapes:
+            self._owned.setdefault(_owner(name), []).append(name)
         self._packed = {
             _owner(tensor.name) for tensor in tensors if len(tensor.shape) >= 2 and not tensor.is_float
         }
@@ -93,6 +99,18 @@ class _Known:
         if len(shape) > 5:
             return "a table, or a matrix of unknown use"
         return "depthwise" if shape[1] == 1 else ("conv", 0, (), 0)
+
+    def twin(self, tensor: StoredTensor) -> str | None:
+        """Another tensor of the same owner and shape: one of the two can be a buffer that is not used yet."""
+        owner = _owner(tensor.name)
+        return next(
+            (
+                name
+                for name in self._owned[owner]
+                if name != tensor.name and self._shapes[name] == tensor.shape
+            ),
+            None,
+        )
 
     def _matrix(self, tensor: StoredTensor) -> Cut:
         name, shape = tensor.name, tensor.shape
@@ -175,6 +193,11 @@ def _tied(tensors: Sequence[StoredTensor]) -> dict[str, str]:
         else:
             seen.setdefault(key, []).append(tensor)
     return tied
+
+
+def _is_zero(tensor: StoredTensor) -> bool:
+    values = tensor.load().reshape(-1)
+    return not values[:_HEAD_BYTES].any() and not values.any()
 
 
 def _are_same(one: StoredTensor, other: StoredTensor) -> bool:

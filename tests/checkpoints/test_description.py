@@ -142,3 +142,14 @@ def test_a_width_that_equals_the_longest_text_makes_no_tables(tmp_path: Path) ->
     config = '{"vocab_size": 99, "max_position_embeddings": 64, "hidden_size": 64}'
     found, _ = described(state, tmp_path, config)
     assert [name for name, one in found.items() if one.kind == "embedding"] == ["tok.weight"]
+
+
+def test_zeros_beside_the_weight_of_their_layer_are_a_buffer(tmp_path: Path) -> None:
+    state = {
+        "a.weight": torch.randn(64, 64),
+        "a.weight_integer": torch.zeros(64, 64),
+        "b.weight": torch.zeros(64, 64),
+    }
+    found, skipped = described(state, tmp_path)
+    assert list(found) == ["a.weight", "b.weight"]
+    assert skipped == {"a.weight_integer": "all zero beside `a.weight`"}

@@ -153,3 +153,11 @@ def test_two_processes_give_the_report_of_one(tmp_path: Path) -> None:
         )
         texts.append([line for line in done.stdout.splitlines() if " in " not in line or "exit" not in line])
     assert texts[0] == texts[1]
+
+
+def test_zeros_in_a_checkpoint_that_says_nothing_of_training_are_a_note(tmp_path: Path) -> None:
+    state = {"a.weight": torch.randn(40, 40), "offsets.weight": torch.zeros(40, 40)}
+    report, code = report_of(saved(tmp_path, state))
+    assert code == 0
+    assert report["alpha-outliers"].status == "pass"
+    assert "`offsets.weight`" in report["alpha-outliers"].findings[0].message

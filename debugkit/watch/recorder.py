@@ -2,58 +2,36 @@
 
 from __future__ import annotations
 
-import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
 from threading import get_ident
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 
 from debugkit.data.batch import size
 from debugkit.errors import one_line
-from debugkit.probes.loop_record import Blame, LoopRecord, Mode, OptimizerLog, QuietCalls, TimeLog
+from debugkit.probes.loop_record import Blame, LoopRecord, Mode, OptimizerLog, QuietCalls
 from debugkit.sandbox import is_measuring
 from debugkit.trials.schedule import unwrap
+from debugkit.watch.clipping import Clips
+from debugkit.watch.clock import Clock
 from debugkit.watch.data_track import DataTrack
 from debugkit.watch.first_iteration import FirstIteration
+from debugkit.watch.guard import seen
 from debugkit.watch.latest_calls import LatestCalls
 from debugkit.watch.loss_track import Line, LossTrack, ValidationTrack
 from debugkit.watch.model_track import ModelTrack, class_count, has_graph
 from debugkit.watch.names import Names
 from debugkit.watch.optimizer_track import EARLY_STEPS, EVERY, OptimizerTrack
 from debugkit.watch.places import line_at_work
-from debugkit.watch.schedule_track import ScheduleTrack, held_by
-from debugkit.watch.side_tracks import ClipTrack, GraphTrack, ScalerTrack, StateTrack
+from debugkit.watch.scaling import Scalers
+from debugkit.watch.schedule_track import Schedulers
+from debugkit.watch.side_tracks import GraphTrack, StateTrack
 from debugkit.watch.tensors import first_leaf, scalar
 
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-_UNTIMED_STEPS = 3
 _REMEMBERED = 2_000
-
-
-def _seen(method: Method) -> Method:
-    """A watched program never fails because of the watch: what goes wrong in it ends the watch."""
-
-    @wraps(method)
-    def guarded(self: Recorder, *args: Any, **kwargs: Any) -> Any:
-        if not self.listens():
-            return None
-        self._busy = True
-        try:
-            return method(self, *args, **kwargs)
-        except Exception as error:
-            self.fault = f"watching ended early: {one_line(error)}"
-            self.stop()
-            return None
-        finally:
-            self._busy = False
-
-    return cast("Method", guarded)
 
 
 class Recorder:
@@ -63,6 +41,7 @@ class Recorder:
         inside: whether a module is at work, so that calls are inner ones.
         in_backward: whether a backward is at work.
         since_step: backward passes since the latest step.
+        busy: whether an event is being taken down, so that what happens meanwhile is no event.
         stopped: whether nothing more is looked at.
         fault: why watching ended early.
         thread: the thread that is watched.
@@ -109,11 +88,11 @@ class Recorder:
         self._without_graph = 0
         self.calls = LatestCalls()
         self.broken: Blame | None = None
-        self._busy = False
+        self.busy = False
         self._models: dict[int, ModelTrack] = {}
-        self._schedulers: list[ScheduleTrack] = []
-        self._clips: dict[Line, ClipTrack] = {}
-        self._scalers: dict[int, ScalerTrack] = {}
+        self._schedulers = Schedulers()
+        self._clips = Clips()
+        self._scalers = Scalers()
         self._states = StateTrack()
         self._graphs: dict[tuple[Line, bool], GraphTrack] = {}
         self._used: set[int] = set()
@@ -126,10 +105,7 @@ class Recorder:
         self._grad_enabled = True
         self.since_step = 0
         self._widths: deque[int] = deque(maxlen=8)
-        self._clock: float | None = None
-        self._waited = 0.0
-        self._untimed = False
-        self._times = [0, 0.0, 0.0]
+        self.clock = Clock()
 
     def stop(self) -> None:
         """Look at nothing more."""
@@ -159,7 +135,7 @@ class Recorder:
 
     def listens(self) -> bool:
         """Whether events count now."""
-        return not (self.stopped or self._busy or is_measuring())
+        return not (self.stopped or self.busy or is_measuring())
 
     # Modules
 
@@ -167,7 +143,7 @@ class Recorder:
         self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any
     ) -> Any:
         """Run an outermost call of a module."""
-        if self._busy or self.in_backward or is_measuring():
+        if self.busy or self.in_backward or is_measuring():
             return original(module, *args, **kwargs)
         if self.first is not None and not self.first.alive:
             self._drop_first()
@@ -183,7 +159,7 @@ class Recorder:
         self._called(module, args, kwargs, output, torch.is_grad_enabled())
         return output
 
-    @_seen
+    @seen
     def _called(self, module: torch.nn.Module, args: Any, kwargs: Any, output: Any, grad: bool) -> None:
         model = self._models.get(id(module))
         if model is None or model.ref() is not module:
@@ -236,14 +212,14 @@ class Recorder:
                 model.quiet_train += 1
             model.quiet_steps[self.steps] += 1
 
-    @_seen
+    @seen
     def compiles(self, model: Any = None, *args: Any, **kwargs: Any) -> None:
         """Something is compiled: with a function that is no module, nothing may look on between calls."""
         self.compiled = True
         if not isinstance(model, torch.nn.Module):
             self._drop_first()
 
-    @_seen
+    @seen
     def loss_given(self, loss: Any) -> None:
         """A loss function of torch was called outside of modules."""
         if torch.is_grad_enabled() or not isinstance(loss, torch.Tensor) or (value := scalar(loss)) is None:
@@ -257,7 +233,7 @@ class Recorder:
 
     # Backward
 
-    @_seen
+    @seen
     def backward_begins(self, tensors: Any, *, accumulates: bool) -> None:
         """A backward, or a computation of gradients that are returned, begins."""
         self.data.backward()
@@ -294,7 +270,7 @@ class Recorder:
             self._look_into_first()
             self.on_backward(self.backwards)
 
-    @_seen
+    @seen
     def _look_into_first(self) -> None:
         if self.first is None or self.first.loss is None:
             return
@@ -305,7 +281,7 @@ class Recorder:
             self.inside = self.stopped
             self._drop_first()
 
-    @_seen
+    @seen
     def _passed_back(self) -> None:
         number = None if self._input_grad else self.backwards
         for track in self._reached:
@@ -313,8 +289,7 @@ class Recorder:
         self._input_grad = False
         self.calls.clear()
         if self._scaled:
-            for scaler in self._scalers.values():
-                scaler.unscaled.clear()
+            self._scalers.backward()
 
     def _mark(self, output: Any, loss: Any, *, evaluation: bool, line: Line = None) -> None:
         tensor = loss if loss is not None else output
@@ -333,7 +308,7 @@ class Recorder:
         finally:
             self.inside = self.stopped
 
-    @_seen
+    @seen
     def breaks_off(self) -> None:
         """An error ends the loop: look for values that are not finite if a backward was to come."""
         if self.calls:
@@ -341,7 +316,7 @@ class Recorder:
 
     # Optimizers
 
-    @_seen
+    @seen
     def optimizer_made(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer exists."""
         self._track(unwrap(optimizer))
@@ -360,18 +335,15 @@ class Recorder:
         self.tracks.append(track)
         return track
 
-    @_seen
+    @seen
     def step_begins(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """An optimizer is about to step."""
         track = self._track(optimizer)
         closure = next((part for part in (*args[1:], *kwargs.values()) if callable(part)), None)
         if closure is None:
             self._drop_first()
-        for scheduler in self._schedulers:
-            scheduler.look()
-        track.scaled = track.scaled and not any(
-            id(optimizer) in scaler.unscaled for scaler in self._scalers.values()
-        )
+        self._schedulers.look()
+        track.scaled = track.scaled and not self._scalers.unscaled(optimizer)
         track.step_begins(closure is not None, self._used)
 
     def step_ends(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -380,7 +352,7 @@ class Recorder:
             self._stepped(optimizer)
             self.on_step(self.steps)
 
-    @_seen
+    @seen
     def _stepped(self, optimizer: torch.optim.Optimizer) -> None:
         track = self._track(optimizer)
         track.step_ends(self._used, self.every)
@@ -390,37 +362,21 @@ class Recorder:
         self.since_step = 0
         self.data.step()
         self.calls.clear()
-        self._time(track)
-
-    def _time(self, track: OptimizerTrack) -> None:
-        if track is not self.tracks[0]:
-            return
-        now = time.perf_counter()
-        if self._clock is not None and track.steps > _UNTIMED_STEPS and not self._untimed:
-            self._times[0] += 1
-            self._times[1] += now - self._clock
-            self._times[2] += self._waited
-        self._clock, self._waited, self._untimed = now, 0.0, False
+        if track is self.tracks[0]:
+            self.clock.step(track.steps)
 
     # Schedulers, clipping, scaling
 
-    @_seen
+    @seen
     def scheduler_made(self, scheduler: Any) -> None:
         """A scheduler exists."""
         owner = self._owner(getattr(scheduler, "optimizer", None))
-        if any(track.ref() is scheduler for track in self._schedulers):
-            return
-        held = held_by(scheduler)
-        for track in self._schedulers:
-            track.inner |= (inner := track.ref()) is not None and id(inner) in held
-        if hasattr(scheduler, "last_epoch"):
-            self._schedulers.append(ScheduleTrack(scheduler, owner, self._epochs()))
+        self._schedulers.add(scheduler, owner, self._epochs())
 
     @property
     def schedulers(self) -> list[Any]:
         """The schedulers in use."""
-        alive = ((track.ref(), track.inner) for track in self._schedulers)
-        return [scheduler for scheduler, inner in alive if scheduler is not None and not inner]
+        return self._schedulers.alive()
 
     def _owner(self, optimizer: Any) -> OptimizerTrack | None:
         """The track of an optimizer, also of one that wraps the real one and shows its groups as its own."""
@@ -434,83 +390,60 @@ class Recorder:
     def _epochs(self) -> int:
         return sum(read.finished and read.backwards > 0 for read in self.data.passes)
 
-    @_seen
+    @seen
     def clips(self, parameters: Any, max_norm: Any, total_norm: torch.Tensor, *_: Any, **__: Any) -> None:
         """Gradients are clipped by their norm."""
-        line = line_at_work()
-        clip = self._clips.setdefault(line, ClipTrack(line))
-        clip.add(float(max_norm), total_norm)
-        parameters = [parameters] if isinstance(parameters, torch.Tensor) else parameters
-        if isinstance(parameters, list | tuple):
-            ends = {id(parameter) for parameter in (*parameters[:1], *parameters[-1:])}
-            owners = [track for track in self.optimizers.values() if not track.ids.isdisjoint(ends)]
-            if not any(parameter.grad is not None for parameter in parameters):
-                clip.before_backward += 1
-            elif owners and all(track.steps and not track.passes for track in owners):
-                clip.after_step += 1
-            clip.scaled += any(
-                track.scaled and not any(id(track.ref()) in s.unscaled for s in self._scalers.values())
-                for track in owners
-            )
+        self._clips.add(parameters, float(max_norm), total_norm, self.optimizers.values(), self._scalers)
 
-    def _scaler(self, scaler: Any) -> ScalerTrack:
-        return self._scalers.setdefault(id(scaler), ScalerTrack(weakref.ref(scaler)))
-
-    @_seen
+    @seen
     def scales(self, scaler: Any, outputs: Any, scaled: Any) -> None:
         """A loss is scaled."""
-        self._scaler(scaler)
+        self._scalers.of(scaler)
         self.losses.scaled(outputs, scaled)
 
-    @_seen
+    @seen
     def unscales(self, scaler: Any, optimizer: Any) -> None:
         """Gradients are unscaled."""
-        self._scaler(scaler).unscaled.add(id(optimizer))
+        self._scalers.of(scaler).unscaled.add(id(optimizer))
 
-    @_seen
+    @seen
     def scaler_step_begins(self, scaler: Any, optimizer: Any) -> None:
         """A scaler is asked to step an optimizer."""
-        track = self._scaler(scaler)
-        track.steps += 1
-        track.unscaled.add(id(optimizer))
-        self._steps_before = self.steps
+        self._scalers.step_begins(scaler, optimizer, self.steps)
 
-    _steps_before = 0
-
-    @_seen
+    @seen
     def scaler_step_ends(self, scaler: Any, optimizer: Any) -> None:
         """A scaler has stepped, or skipped."""
-        taken = self.steps > self._steps_before
-        self._scaler(scaler).taken += taken
+        taken = self._scalers.step_ends(scaler, self.steps)
         if not taken and (track := self.optimizers.get(id(optimizer))) is not None:
             track.skips(self._used)
 
-    @_seen
+    @seen
     def scaler_refuses(self, scaler: Any, error: BaseException) -> None:
         """A scaler raises instead of stepping or unscaling."""
-        self._scaler(scaler).refused = one_line(error)
+        self._scalers.of(scaler).refused = one_line(error)
 
-    @_seen
+    @seen
     def scaler_updates(self, scaler: Any) -> None:
         """A scaler adapts its scale."""
-        self._scaler(scaler).updates += 1
+        self._scalers.of(scaler).updates += 1
 
     # Data
 
-    @_seen
+    @seen
     def loader_made(self, loader: Any) -> None:
         """A loader exists."""
         self.data.loader_made(loader)
 
-    @_seen
+    @seen
     def pass_begins(self, loader: Any, iterator: Any) -> None:
         """A loader is iterated."""
         self.data.pass_begins(loader, iterator, self.steps)
 
-    @_seen
+    @seen
     def batch_read(self, iterator: Any, batch: Any, seconds: float) -> None:
         """A loader gave a batch."""
-        self._waited += seconds
+        self.clock.waits(seconds)
         before = self.data.current
         read = self.data.batch_read(iterator)
         if self.recent is not None:
@@ -523,22 +456,22 @@ class Recorder:
             for track in self.optimizers.values():
                 track.pass_begins()
         if read is None or read.batches == 1 or read.data not in self.data.trained:
-            self._untimed = True
+            self.clock.pause()
 
-    @_seen
+    @seen
     def pass_ends(self, iterator: Any) -> None:
         """A loader is exhausted."""
-        self._untimed = True
+        self.clock.pause()
         self.data.pass_ends(iterator)
 
     # States
 
-    @_seen
+    @seen
     def state_taken(self, model: torch.nn.Module, state: Any) -> None:
         """A model gave its state."""
         self._states.taken(model, state, self.steps)
 
-    @_seen
+    @seen
     def state_used(self, state: Any, by: torch.nn.Module | None = None) -> None:
         """A state is loaded or saved."""
         trained = frozenset[int]().union(*(track.ids for track in self.optimizers.values() if track.steps))
@@ -557,8 +490,6 @@ class Recorder:
 
     def _record(self, *, thorough: bool) -> LoopRecord:
         passes, data, evaluations = self.data.logs()
-        epochs = self._epochs()
-        steps, seconds, waited = self._times
         return LoopRecord(
             name=self.name,
             finished=self.finished,
@@ -571,17 +502,17 @@ class Recorder:
             unheld=self._unheld(),
             broken=self.broken,
             optimizers=tuple(self._log(track, thorough=thorough) for track in self.tracks),
-            schedulers=tuple(track.log(epochs) for track in self._schedulers if not track.inner),
+            schedulers=self._schedulers.logs(self._epochs()),
             losses=tuple(stream.log() for stream in self.losses.streams.values()),
-            clips=tuple(clip.log() for clip in self._clips.values()),
-            scalers=tuple(scaler.log() for scaler in self._scalers.values()),
+            clips=self._clips.logs(),
+            scalers=self._scalers.logs(),
             passes=passes,
             data=data,
             quiet_calls=tuple(self._quiet_calls()),
             states=self._states.logs(),
             graphs=tuple(graph.log() for graph in self._graphs.values()),
             evaluations=(*evaluations, *self.validations.logs()),
-            times=TimeLog(int(steps), seconds, waited / seconds) if seconds else None,
+            times=self.clock.log(),
         )
 
     def _log(self, track: OptimizerTrack, *, thorough: bool) -> OptimizerLog:
@@ -591,19 +522,19 @@ class Recorder:
     @property
     def times(self) -> tuple[float, float]:
         """Seconds of the steps that were timed, and how much of them went by waiting for data."""
-        return self._times[1], self._times[2]
+        return self.clock.seconds, self.clock.waiting
 
     @contextmanager
     def unseen(self) -> Iterator[None]:
         """What happens within is not taken for the program's doing."""
-        busy, self._busy = self._busy, True
+        busy, self.busy = self.busy, True
         try:
             with torch.no_grad():
                 yield
         finally:
-            self._busy = busy
+            self.busy = busy
 
-    @_seen
+    @seen
     def _optimizer_ended(self, track: OptimizerTrack) -> None:
         track.ends(self._log(track, thorough=True))
 

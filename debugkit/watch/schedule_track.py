@@ -64,7 +64,38 @@ class ScheduleTrack:
         )
 
 
-def held_by(scheduler: Any) -> set[int]:
+class Schedulers:
+    """The schedulers in use."""
+
+    def __init__(self) -> None:
+        self._tracks: list[ScheduleTrack] = []
+
+    def add(self, scheduler: Any, owner: OptimizerTrack | None, passes: int) -> None:
+        """A scheduler exists; those that it steps are its own affair."""
+        if any(track.ref() is scheduler for track in self._tracks):
+            return
+        held = _held_by(scheduler)
+        for track in self._tracks:
+            track.inner |= (inner := track.ref()) is not None and id(inner) in held
+        if hasattr(scheduler, "last_epoch"):
+            self._tracks.append(ScheduleTrack(scheduler, owner, passes))
+
+    def look(self) -> None:
+        """Count their steps."""
+        for track in self._tracks:
+            track.look()
+
+    def alive(self) -> list[Any]:
+        """Those that exist still."""
+        known = ((track.ref(), track.inner) for track in self._tracks)
+        return [scheduler for scheduler, inner in known if scheduler is not None and not inner]
+
+    def logs(self, passes: int) -> tuple[SchedulerLog, ...]:
+        """What was seen so far."""
+        return tuple(track.log(passes) for track in self._tracks if not track.inner)
+
+
+def _held_by(scheduler: Any) -> set[int]:
     """The ids of what a scheduler holds, the schedulers that it steps among it."""
     held = set()
     for value in vars(scheduler).values():

@@ -1,86 +1,23 @@
-"""Following clips, scalers, saved states and graphs that stay alive."""
+"""Following saved states and graphs that stay alive."""
 
 from __future__ import annotations
 
 import weakref
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from debugkit.probes.loop_record import ClipLog, GraphLog, ScalerLog, StateLog
+from debugkit.probes.loop_record import GraphLog, StateLog
 from debugkit.watch.loss_track import Line
 from debugkit.watch.places import line_at_work, shown
 
-_LATEST = 1_000
 _DEPTH = 3
 _MARKS = 64
 _CYCLE = 512
 MARK = "debugkit"
-
-
-@dataclass
-class ClipTrack:
-    """One line that clips; see :class:`debugkit.probes.loop_record.ClipLog`."""
-
-    line: Line
-    calls: int = 0
-    limit: float = 0.0
-    after_step: int = 0
-    before_backward: int = 0
-    scaled: int = 0
-    waiting: list[tuple[float, torch.Tensor]] = field(default_factory=list)
-    ratios: deque[float] = field(default_factory=lambda: deque(maxlen=_LATEST))
-
-    def add(self, limit: float, norm: torch.Tensor) -> None:
-        """Take a call; norms are read twenty at a time."""
-        self.calls += 1
-        self.limit = limit
-        self.waiting.append((limit, norm.detach()))
-        if len(self.waiting) >= 20:
-            self.flush()
-
-    def flush(self) -> None:
-        """Read the norms that wait."""
-        for limit, norm in self.waiting:
-            value = float(norm)
-            if value > 0:
-                self.ratios.append(limit / value)
-        self.waiting.clear()
-
-    def log(self) -> ClipLog:
-        """What was seen so far."""
-        self.flush()
-        return ClipLog(
-            location=shown(self.line),
-            calls=self.calls,
-            limit=self.limit,
-            ratios=tuple(self.ratios),
-            after_step=self.after_step,
-            before_backward=self.before_backward,
-            scaled=self.scaled,
-        )
-
-
-@dataclass
-class ScalerTrack:
-    """One gradient scaler; see :class:`debugkit.probes.loop_record.ScalerLog`."""
-
-    scaler: weakref.ref[Any]
-    steps: int = 0
-    taken: int = 0
-    updates: int = 0
-    scale: float = 1.0
-    unscaled: set[int] = field(default_factory=set)
-    refused: str | None = None
-
-    def log(self) -> ScalerLog:
-        """What was seen so far."""
-        if (scaler := self.scaler()) is not None:
-            self.scale = float(scaler.get_scale())
-        return ScalerLog(self.steps, self.taken, self.updates, self.scale, self.refused)
 
 
 @dataclass

@@ -24,7 +24,7 @@ class Move:
         name: in the first checkpoint.
         other: in the second.
         shape: of both.
-        distance: norm of the change over the norm before; infinite where all was zero before.
+        distance: norm of the change over the norm before; infinite where all was zero before, NaN where a value is not finite.
         cosine: between before and after; NaN where one is zero.
         unchanged: share of the values that are the same.
     """
@@ -56,7 +56,8 @@ class Comparison:
     @property
     def moved(self) -> list[Move]:
         """The tensors that changed, the farthest first."""
-        return sorted((one for one in self.moves if one.distance > 0), key=lambda one: -one.distance)
+        moved = (one for one in self.moves if one.distance != 0)
+        return sorted(moved, key=lambda one: -one.distance if one.distance >= 0 else -math.inf)
 
 
 def compare(first: Checkpoint, second: Checkpoint) -> Comparison:

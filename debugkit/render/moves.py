@@ -69,7 +69,7 @@ def print_comparison(
 def percent(share: float) -> str:
     """Three digits of a share; what was all zero has moved ``from 0``."""
     if not math.isfinite(share):
-        return "from 0"
+        return "from 0" if math.isinf(share) else "NaN"
     return (
         f"{share:.2%}" if 0.00005 <= share < 0.1 else f"{share:.0%}" if not 0 < share < 0.00005 else "<0.01%"
     )

@@ -42,3 +42,10 @@ def test_names_are_lined_up_behind_a_prefix() -> None:
     assert lined_up(bare, full) == {name: f"transformer.{name}" for name in bare}
     assert lined_up(full, bare) == {f"transformer.{name}": name for name in bare}
     assert lined_up(bare, bare) == {name: name for name in bare}
+
+
+def test_what_became_nan_has_moved_farthest(tmp_path: Path) -> None:
+    a, b = torch.randn(64, 64), torch.randn(64, 64)
+    first = saved({"b": b, "a": a}, tmp_path / "1.pt")
+    second = saved({"b": b * 2, "a": torch.full_like(a, float("nan"))}, tmp_path / "2.pt")
+    assert [move.name for move in compare(first, second).moved] == ["a", "b"]

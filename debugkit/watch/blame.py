@@ -47,9 +47,11 @@ def blame(calls: Sequence[SeenCall], optimizers: Iterable[torch.optim.Optimizer]
         module = call.module()
         if module is None:
             continue
-        if not _sound((call.args, call.kwargs)):
-            return Blame("between", type(module).__name__, before=before) if before else Blame("batch")
-        if (found := _first_bad(module, call, names)) is not None:
+        given = _sound((call.args, call.kwargs))
+        found = _first_bad(module, call, names) if given else Blame("batch")
+        if found is not None and found.place == "batch" and before is not None:
+            return Blame("between", type(module).__name__, before=before)
+        if found is not None:
             return found
         before = type(module).__name__
     return Blame("loss")

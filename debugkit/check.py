@@ -79,6 +79,12 @@ class Check:
         return cost_of(self.evidence)
 
     @cached_property
+    def when(self) -> str:
+        """The moment, such as ``live``, of what is handed over only then; otherwise the cost class."""
+        moments = (getattr(need.kind, "moment", None) for need in self.signature.needs)
+        return next((moment for moment in moments if isinstance(moment, str)), self.cost)
+
+    @cached_property
     def doc(self) -> str:
         """The docstring, dedented."""
         return inspect.getdoc(self.function) or ""

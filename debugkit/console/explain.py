@@ -20,7 +20,7 @@ _QUIET = "dim"
 
 def explain(check: Check, page: Page) -> None:
     """Write a check's page."""
-    page.line(prose(check.id, "bold"), Text(f" · {check.family} · cost {check.cost}", _QUIET))
+    page.line(prose(check.id, "bold"), Text(f" · {check.family} · cost {check.when}", _QUIET))
     page.blank()
     _docstring(check.doc, page)
     options = list(_options(check))
@@ -51,7 +51,7 @@ def explain(check: Check, page: Page) -> None:
 
 
 def contents(registry: Registry, page: Page) -> None:
-    """Write the list of checks: id, cost and summary, by family."""
+    """Write the list of checks: id, cost or moment, and summary, by family."""
     width = max((len(check.id) for check in registry.values()), default=0) + 2
     costs = max(map(len, COSTS)) + 2
     column = 2 + width + costs
@@ -60,7 +60,7 @@ def contents(registry: Registry, page: Page) -> None:
         for check in registry.values():
             if check.family == family:
                 head = prose(f"  {check.id:<{width}}")
-                head.append(f"{check.cost:<{costs}}", _QUIET)
+                head.append(f"{check.when:<{costs}}", _QUIET)
                 page.entry(head, prose(check.summary), column)
         page.blank()
     page.line(f"{len(registry)} checks · `debugkit explain ID` tells more about one")

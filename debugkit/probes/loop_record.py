@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from debugkit.evidence import root
 
@@ -397,6 +397,8 @@ class LoopRecord:
         unheld: parameters of trained models that have a gradient, while no optimizer holds them.
         broken: what was not finite when an error ended the loop between a call of the model and its backward.
     """
+
+    moment: ClassVar[str] = "live"
 
     name: str | None = None
     finished: bool = True

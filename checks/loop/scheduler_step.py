@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -224,7 +225,8 @@ def bad_per_batch() -> LoopRecord:
 
 
 def bad_of_another_optimizer() -> LoopRecord:
-    return watched(lambda: _train("another"))
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        return watched(lambda: _train("another"))
 
 
 def bad_milestones_per_batch() -> LoopRecord:

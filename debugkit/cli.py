@@ -53,6 +53,28 @@ def _parts(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
 _config = click.option(
     "--config", metavar="FILE", help="A pyproject.toml; by default the nearest one upwards."
 )
+_select = click.option(
+    "--select", multiple=True, callback=_parts, metavar="IDS", help="Checks to run: ids, families, globs."
+)
+_ignore = click.option("--ignore", multiple=True, callback=_parts, metavar="IDS", help="Checks to leave out.")
+_fail_on = click.option("--fail-on", type=Choice(FAIL_ON), help="What makes the exit code 1 (default: fail).")
+_formats = click.option(
+    "--format", "formats", multiple=True, type=Choice(list(FORMATS)), help="Output format; repeatable."
+)
+_outputs = click.option(
+    "--output",
+    "outputs",
+    multiple=True,
+    metavar="FILE",
+    help="Where the format at the same position goes; - is stdout, which is the default.",
+)
+_settings = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="ID.OPTION=VALUE",
+    help="Set an option of a check or of evidence.",
+)
 _color = click.option("--color", type=Choice(COLORS), default="auto", help="Colour the text on stdout.")
 _verbose = click.option(
     "-v",
@@ -78,28 +100,12 @@ def commands(ctx: click.Context) -> None:
 
 @commands.command()
 @click.argument("spec")
-@click.option(
-    "--select", multiple=True, callback=_parts, metavar="IDS", help="Checks to run: ids, families, globs."
-)
-@click.option("--ignore", multiple=True, callback=_parts, metavar="IDS", help="Checks to leave out.")
-@click.option("--fail-on", type=Choice(FAIL_ON), help="What makes the exit code 1 (default: fail).")
-@click.option(
-    "--format", "formats", multiple=True, type=Choice(list(FORMATS)), help="Output format; repeatable."
-)
-@click.option(
-    "--output",
-    "outputs",
-    multiple=True,
-    metavar="FILE",
-    help="Where the format at the same position goes; - is stdout, which is the default.",
-)
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="ID.OPTION=VALUE",
-    help="Set an option of a check or of evidence.",
-)
+@_select
+@_ignore
+@_fail_on
+@_formats
+@_outputs
+@_settings
 @click.option("--max-cost", type=Choice(COSTS), help="Leave out what costs more.")
 @click.option(
     "--budget",
@@ -190,10 +196,8 @@ def check(
 @click.argument("script")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.option("-m", "is_module", is_flag=True, help="SCRIPT is a module's name.")
-@click.option(
-    "--select", multiple=True, callback=_parts, metavar="IDS", help="Checks to run: ids, families, globs."
-)
-@click.option("--ignore", multiple=True, callback=_parts, metavar="IDS", help="Checks to leave out.")
+@_select
+@_ignore
 @click.option(
     "--stop-on",
     type=Choice(FAIL_ON),
@@ -232,9 +236,7 @@ def check(
     metavar="N",
     help="Sample predictions to write at each look.",
 )
-@click.option(
-    "--format", "formats", multiple=True, type=Choice(list(FORMATS)), help="Output format; repeatable."
-)
+@_formats
 @click.option(
     "--output",
     "outputs",
@@ -313,28 +315,12 @@ def watch(
 @click.argument("path")
 @click.option("--compare", metavar="PATH", help="Another checkpoint: show what moved from PATH to it.")
 @click.option("--base", metavar="PATH", help="The base model of a LoRA adapter, to merge it with.")
-@click.option(
-    "--select", multiple=True, callback=_parts, metavar="IDS", help="Checks to run: ids, families, globs."
-)
-@click.option("--ignore", multiple=True, callback=_parts, metavar="IDS", help="Checks to leave out.")
-@click.option("--fail-on", type=Choice(FAIL_ON), help="What makes the exit code 1 (default: fail).")
-@click.option(
-    "--format", "formats", multiple=True, type=Choice(list(FORMATS)), help="Output format; repeatable."
-)
-@click.option(
-    "--output",
-    "outputs",
-    multiple=True,
-    metavar="FILE",
-    help="Where the format at the same position goes; - is stdout, which is the default.",
-)
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="ID.OPTION=VALUE",
-    help="Set an option of a check or of evidence.",
-)
+@_select
+@_ignore
+@_fail_on
+@_formats
+@_outputs
+@_settings
 @click.option(
     "--budget",
     type=click.FloatRange(min=0, min_open=True),

@@ -46,8 +46,8 @@ def scheduler_step(
     `num_training_steps` are in steps, after each epoch if they are in epochs.
 
     ## Known limits
-    Length is known for cosine, one-cycle and schedules that end at zero; of milestones only that they read as epochs. Cosine schedules that are meant to be
-    periodic are taken for overrun.
+    Length is known for cosine, one-cycle and schedules that end at zero; of milestones only that they read as
+    epochs. Cosine schedules that are meant to be periodic are taken for overrun.
 
     ## References
     - https://docs.pytorch.org/docs/stable/optim.html#how-to-adjust-learning-rate

@@ -31,13 +31,11 @@ class SeenBatch:
         batch: the batch.
         leaves: the ids of its tensors.
         begins: how many calls had been taken down before.
-        random: the random generators just after it was read.
     """
 
     loader: Any
     batch: Any
     begins: int
-    random: Randomness
     leaves: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
@@ -95,7 +93,7 @@ class FirstIteration:
             del self.calls[:begins]
             for seen in self.batches:
                 seen.begins -= begins
-        self.batches.append(SeenBatch(loader, batch, len(self.calls), Randomness()))
+        self.batches.append(SeenBatch(loader, batch, len(self.calls)))
         self._begin()
 
     def module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:

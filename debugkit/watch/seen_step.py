@@ -132,9 +132,7 @@ class SeenStep:
             self._fit_rows()
 
     def _again(self) -> float:
-        first = next(call for call in self._taken if call.random is not None)
-        if first.random is not None:
-            first.random.restore()
+        next(call.random for call in self._taken if call.random is not None).restore()
         given = {id(tensor): tensor.clone() for _, tensor in tensors(self.batch)}
         try:
             return float(self._replay(given, None, None).detach())

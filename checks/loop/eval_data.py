@@ -144,8 +144,9 @@ def _train_on_subsets(first: int, *, probe: bool = False) -> None:
             torch.nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         with torch.no_grad():
-            for x, _ in [*held_out, *(some_of_train if probe else ())]:
-                model(x)
+            for loader in [held_out, some_of_train] if probe else [held_out]:
+                for x, _ in loader:
+                    model(x)
 
 
 def good_measures_training_too() -> LoopRecord:

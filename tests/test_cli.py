@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from debugkit import cli
+from debugkit.commands import options
 from debugkit.evidence import COSTS
 from debugkit.report import Report
 
@@ -123,7 +124,7 @@ def test_help_is_fast_and_does_not_import_torch() -> None:
 
 
 def test_costs_and_formats_are_the_ones_that_exist() -> None:
-    assert cli.COSTS == COSTS
+    assert options.COSTS == COSTS
 
 
 def test_json_on_stdout_is_nothing_but_json(project: Path) -> None:

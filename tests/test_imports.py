@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 FRONT = {"cli", "gate", "integrations", "pytest_plugin", "watch"}
 ENGINE = {"config", "registry", "report", "runner"}
-FRONT_HELPERS = {"__init__", "__main__", "console", "testing"}
+FRONT_HELPERS = {"commands", "__init__", "__main__", "console", "testing"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -3,7 +3,7 @@
     python benchmarks/spectra.py --weightwatcher /path/to/its/python [--models minilm bert gpt2] [--repeats 3]
 
 WeightWatcher 0.7.7 runs in an interpreter of its own. Runs alternate, each in a fresh process with the same number of
-threads; times are medians of the ratios of neighbouring runs. The floor is what nobody can do without: reading the
+threads; times are medians of the ratios of neighbouring runs. `command` is `debugkit weights FILE`, with its report. The floor is what nobody can do without: reading the
 file, the Gram product of each matrix on its short side, LAPACK's symmetric eigenvalues of it, in float64. Tables of
 50,000 rows and more, which WeightWatcher leaves out, are left out everywhere.
 """
@@ -54,7 +54,7 @@ def main() -> None:
 
 def compare(model: str, file: Path, options: argparse.Namespace) -> None:
     """One model: alternating runs, then the table."""
-    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "floor": []}
+    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "floor": [], "command": []}
     if options.weightwatcher:
         runs["weightwatcher"] = []
     for _ in range(options.repeats):
@@ -65,7 +65,8 @@ def compare(model: str, file: Path, options: argparse.Namespace) -> None:
     )
     for tool, done in runs.items():
         whole, alone, cpu, memory = (
-            statistics.median(one[key] for one in done) for key in ("whole", "alone", "cpu", "memory")
+            statistics.median(one.get(key, float("nan")) for one in done)
+            for key in ("whole", "alone", "cpu", "memory")
         )
         print(
             f"  {tool:14} whole {whole:7.2f} s  analysis {alone:7.2f} s  cpu {cpu:7.2f} s  peak {memory:6.0f} MB"
@@ -80,6 +81,14 @@ def compare(model: str, file: Path, options: argparse.Namespace) -> None:
             }
             text = "  ".join(f"{key} {ratio:.2f}" for key, ratio in ratios.items())
             print(f"  {tool} / ours: {text}")
+            if tool == "floor":
+                continue
+            both = list(zip(runs[tool], runs["command"], strict=True))
+            text = "  ".join(
+                f"{key} {statistics.median(other[key] / mine[key] for other, mine in both):.2f}"
+                for key in ("whole", "memory")
+            )
+            print(f"  {tool} / command: {text}")
     if "weightwatcher" in runs:
         agreement(runs["ours"][0]["layers"], runs["weightwatcher"][0]["layers"])
 
@@ -113,9 +122,12 @@ def child(tool: str, file: Path, options: argparse.Namespace) -> dict[str, Any]:
     python = options.weightwatcher if tool == "weightwatcher" else sys.executable
     threads = {f"{name}_NUM_THREADS": str(options.threads) for name in ("OMP", "MKL", "OPENBLAS")}
     command = [python, str(HERE), "--run", tool, str(file), "--threads", str(options.threads)]
+    command += ["--precision", options.precision]
+    if tool == "command":
+        command = [python, "-m", "debugkit", "weights", str(file), "--quiet"]
     start = time.perf_counter()
     process = subprocess.Popen(
-        [*command, "--precision", options.precision],
+        command,
         env={**os.environ, **threads},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -124,10 +136,12 @@ def child(tool: str, file: Path, options: argparse.Namespace) -> dict[str, Any]:
     text = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = status
-    if status:
+    if status and tool != "command":
         raise SystemExit(f"{tool} failed: {process.stderr.read().decode()[-2000:] if process.stderr else ''}")
-    answer: dict[str, Any] = json.loads(text.decode().splitlines()[-1])
     whole = time.perf_counter() - start
+    answer: dict[str, Any] = {"memory": usage.ru_maxrss / 1024}
+    if tool != "command":
+        answer = json.loads(text.decode().splitlines()[-1])
     return answer | {"whole": whole, "cpu": usage.ru_utime + usage.ru_stime}
 
 

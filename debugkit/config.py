@@ -131,6 +131,12 @@ class Config(_Strict):
             },
         )
 
+    @property
+    def names(self) -> set[str]:
+        """Every id, family and glob of checks that it names, and every id of evidence."""
+        suppressed = (suppression.check for suppression in self.suppress)
+        return {*self.select, *self.ignore, *self.checks, *self.evidence, *suppressed}
+
     def suppressed(self, result: Result, used: set[int]) -> Result:
         """The result with its covered findings marked; indices of applied suppressions join ``used``."""
         findings = []

@@ -27,16 +27,25 @@ from typing import Any, Literal, TypeVar, cast, get_args
 from pydantic import BaseModel
 
 from debugkit.errors import Broken, Unavailable, UsageError
-from debugkit.sandbox import Sandbox
 from debugkit.signature import Signature, place_of, read_signature
-from debugkit.target import Target
 
 Cost = Literal["static", "data", "forward", "backward", "training"]
 COSTS: tuple[Cost, ...] = get_args(Cost)
 
 Kind = type[object]
 
+_ROOT = "__debugkit_root__"
 
+Root = TypeVar("Root", bound=type)
+
+
+def root(kind: Root) -> Root:
+    """Mark a class as what some moment hands over, as a Target is before training; it has a ``name``."""
+    setattr(kind, _ROOT, True)
+    return kind
+
+
+@root
 class Deadline:
     """The moment when a run's budget ends.
 
@@ -53,20 +62,9 @@ class Deadline:
         return float("inf") if self._end is None else max(0.0, self._end - time.monotonic())
 
 
-_ROOT = "__debugkit_root__"
-
-Root = TypeVar("Root", bound=type)
-
-
-def root(kind: Root) -> Root:
-    """Mark a class as what some moment hands over, as a Target is before training; it has a ``name``."""
-    setattr(kind, _ROOT, True)
-    return kind
-
-
 def is_root(kind: object) -> bool:
     """Whether a kind is handed over by a moment, and never collected."""
-    return isinstance(kind, type) and (kind in (Target, Sandbox, Deadline) or _ROOT in vars(kind))
+    return isinstance(kind, type) and _ROOT in vars(kind)
 
 
 def is_evidence(kind: object) -> bool:

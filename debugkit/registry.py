@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 
+from debugkit import absent
 from debugkit.check import Check, is_check
 from debugkit.errors import UsageError, nearest, one_line
 from debugkit.evidence import Kind, evidence_id, evidence_place
@@ -75,18 +76,37 @@ class Registry(Mapping[str, Check]):
         return chosen
 
 
-def load(folders: Iterable[Path] = ()) -> Registry:
+def load(folders: Iterable[Path] = (), *, of_checkpoints: bool = False) -> Registry:
     """All checks of the installed providers and of local folders.
+
+    Args:
+        folders: the local ones.
+        of_checkpoints: of a provider that names its ``OF_CHECKPOINTS``, import only those.
 
     Raises:
         UsageError: a provider can't be imported, or a check's declaration is wrong.
     """
     checks: list[Check] = []
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        checks += _checks_of(_import(entry.module), entry.name)
+        package = _import(entry.module)
+        only = getattr(package, "OF_CHECKPOINTS", None) if of_checkpoints else None
+        checks += _checks_of(package, entry.name, only)
     for folder in dict.fromkeys(path.resolve() for path in folders):
         checks += _checks_of(_import_folder(folder), folder.name)
     return Registry(checks)
+
+
+def load_of_checkpoints(folders: Iterable[Path] = ()) -> Registry:
+    """The checks that a checkpoint needs, without importing torch.
+
+    Of a provider that names them in ``OF_CHECKPOINTS`` only those are imported; others as a whole. To be called
+    in a process that will see no live model.
+
+    Raises:
+        UsageError: as for :func:`load`.
+    """
+    absent.models = "torch" not in sys.modules
+    return load(folders, of_checkpoints=True)
 
 
 def _by_id(kinds: Iterable[Kind]) -> dict[str, Kind]:
@@ -100,8 +120,9 @@ def _by_id(kinds: Iterable[Kind]) -> dict[str, Kind]:
     return named
 
 
-def _checks_of(package: ModuleType, provider: str) -> Iterator[Check]:
-    for module in _walk(package):
+def _checks_of(package: ModuleType, provider: str, only: Iterable[str] | None = None) -> Iterator[Check]:
+    named = None if only is None else [_import(f"{package.__name__}.{name}") for name in only]
+    for module in _walk(package) if named is None else named:
         family = _family(module, package)
         for value in list(vars(module).values()):
             if is_check(value) and value.__module__ == module.__name__:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from debugkit import __version__
 from debugkit.check import Check
@@ -17,8 +17,10 @@ from debugkit.evidence import COSTS, Deadline, Kind, Ledger, buildable, cost_of,
 from debugkit.finding import Finding
 from debugkit.registry import Registry, load
 from debugkit.report import Report, Result, Status, gravest
-from debugkit.sandbox import Sandbox
 from debugkit.target import Target
+
+if TYPE_CHECKING:
+    from debugkit.sandbox import Sandbox
 
 Event = Literal["plan", "evidence", "check", "crash", "done"]
 OnEvent = Callable[[Event, Any], object]
@@ -101,6 +103,8 @@ class Run:
         self._sandbox: Sandbox | None = None
         given: dict[type[object], Any] = {type(target): target, Deadline: self._deadline}
         if isinstance(target, Target):
+            from debugkit.sandbox import Sandbox
+
             self._sandbox = Sandbox(target, seed=self.config.seed)
             given |= {Target: target, Sandbox: self._sandbox}
         self._roots = frozenset(given)

@@ -18,6 +18,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from debugkit.errors import Broken, one_line
+from debugkit.evidence import root
 from debugkit.state.hooks import quiet_hooks
 from debugkit.state.interrupts import uninterrupted
 from debugkit.state.objects import Snapshot, attempt, one_way, reachable, run_all
@@ -66,6 +67,7 @@ def _switch(read: Callable[[], Any], write: Callable[[Any], object]) -> Iterator
         yield lambda: None if read() == state else write(state)
 
 
+@root
 class Sandbox:
     """Records a target's state on entry and restores it on exit, also after an error or Ctrl-C.
 

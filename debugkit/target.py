@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from debugkit.errors import UsageError, nearest, with_article
+from debugkit.evidence import root
 
-PRECISIONS: dict[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "float32": torch.float32,
-    "bf16": torch.bfloat16,
-    "bfloat16": torch.bfloat16,
-    "fp16": torch.float16,
-    "float16": torch.float16,
-}
+if TYPE_CHECKING:
+    import torch
+
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
+@root
 @dataclass(frozen=True, eq=False)
 class Target:
     """The objects of a training run, as they are about to be trained.
@@ -60,6 +56,8 @@ class Target:
     name: str | None = None
 
     def __post_init__(self) -> None:
+        import torch
+
         if not isinstance(self.model, torch.nn.Module):
             raise UsageError(f"`model` must be a torch.nn.Module, not {_kind(self.model)}")
         for field in ("train_loader", "eval_loader"):
@@ -77,8 +75,9 @@ class Target:
             raise UsageError(f"`optimizer` must have `param_groups`, not be {_kind(self.optimizer)}")
         if self.accumulation_steps < 1:
             raise UsageError(f"`accumulation_steps` must be at least 1, not {self.accumulation_steps}")
-        if isinstance(self.precision, str) and self.precision not in PRECISIONS:
-            hint = nearest(self.precision, PRECISIONS)
+        words = {*PRECISIONS, *PRECISIONS.values()}
+        if isinstance(self.precision, str) and self.precision not in words:
+            hint = nearest(self.precision, sorted(words))
             raise UsageError(f"`precision` is `{self.precision}`; it must be fp32, bf16 or fp16{hint}")
 
     @classmethod
@@ -114,12 +113,18 @@ class Target:
     @property
     def autocast_dtype(self) -> torch.dtype | None:
         """The dtype that training autocasts to, or ``None`` when it does not."""
-        dtype = PRECISIONS[self.precision] if isinstance(self.precision, str) else self.precision
+        import torch
+
+        dtype = self.precision
+        if isinstance(dtype, str):
+            dtype = getattr(torch, PRECISIONS.get(dtype, dtype))
         return None if dtype is torch.float32 else dtype
 
     @property
     def device(self) -> torch.device:
         """The device of the first parameter or buffer; the CPU for a model without any."""
+        import torch
+
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             return tensor.device
         return torch.device("cpu")

@@ -11,9 +11,10 @@ from torch import nn
 from debugkit import Finding, fail, note, warn
 from debugkit.data.batch import input_ids, named
 from debugkit.probes.batches import Batches
-from debugkit.probes.initial_state import InitialState, Origin
+from debugkit.probes.initial_state import InitialState
 from debugkit.weights.model_matrices import adapter_parameters
 from debugkit.weights.new_rows import NewRows, new_rows
+from debugkit.weights.table_origin import Origin
 
 _SHOWN_TOKENS = 5
 _PADDED_ROWS = 8  # tables that are padded for speed have a multiple of 8 rows or more

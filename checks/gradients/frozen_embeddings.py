@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from debugkit import Finding, Target, Unavailable, check, note
 from debugkit.probes.batches import Batches
-from debugkit.probes.initial_state import FrozenState
+from debugkit.probes.frozen_tables import FrozenState
 from debugkit.probes.training_step import TrainingStep
 from debugkit.weights.model_matrices import is_table
 

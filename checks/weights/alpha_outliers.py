@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Iterator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from pydantic import Field
 
-from debugkit import Finding, Target, Unavailable, check, fail, note, warn
+from debugkit import Finding, Target, Unavailable, absent, check, fail, note, warn
 from debugkit.probes.initial_state import InitialState
 from debugkit.probes.layer_spectra import LayerSpectra
-from debugkit.probes.stuck_layers import StuckLayers
-from debugkit.testing import blobs
 from debugkit.weights.fresh_blocks import FreshBlocks, fresh_blocks
 from debugkit.weights.layer_spectrum import LayerSpectrum
 
 from ._layer_words import fit_of, listed, nothing_judged, numbers_of, part_of, reasons
 from ._peers import odd_ones, trained_peers
 from ._weak_tails import has_weak_tail, weak_tails
+
+if TYPE_CHECKING or not absent.models:
+    import torch
+
+    from debugkit.probes.stuck_layers import StuckLayers
+    from debugkit.testing import blobs
+else:
+    from debugkit.absent import Absent as StuckLayers
 
 
 @check

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from pydantic import Field
 
-from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.probes.training_step import TrainingStep
-from debugkit.probes.weight_values import LATE, OddValues, WeightValues
-from debugkit.testing import blobs, mlp
+from debugkit import Finding, Target, Unavailable, absent, check, fail, note, warn
+from debugkit.probes.weight_values import LATE, WHOLE, WeightValues
+from debugkit.weights.odd_values import OddValues
+
+if TYPE_CHECKING or not absent.models:
+    import torch
+
+    from debugkit.probes.training_step import TrainingStep
+    from debugkit.testing import blobs, mlp
+else:
+    from debugkit.absent import Absent as TrainingStep
 
 
 @check
@@ -70,7 +76,7 @@ def finite_weights(
             )
     if None not in reasons.values():
         late = values.unread.get(LATE, 0)
-        unread = sum(values.unread.values()) - values.unread.get("whole numbers", 0) - late
+        unread = sum(values.unread.values()) - values.unread.get(WHOLE, 0) - late
         rest = f"; {unread} tensors can't be read" if unread else ""
         rest += f"; {late} were not reached in the time given" if late else ""
         but = " but those" if reasons else ""

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from debugkit import Finding, Target, Unavailable, check, fail, note, warn
-from debugkit.probes.initial_state import InitialState, origin_of
+from debugkit.probes.initial_state import InitialState
 from debugkit.probes.layer_spectra import LayerSpectra
 from debugkit.probes.named_checkpoint import NamedCheckpoint
 from debugkit.testing import blobs
 from debugkit.weights.fresh_blocks import FreshBlocks, fresh_blocks
 from debugkit.weights.freshness import is_noise
 from debugkit.weights.model_matrices import unreadable
+from debugkit.weights.table_origin import origin_of
 
 _SHORTEST_SIDE = 8
 

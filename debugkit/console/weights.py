@@ -16,7 +16,7 @@ from debugkit.console.outputs import write_report
 from debugkit.console.terminal import Page, is_terminal
 from debugkit.errors import Broken, Unavailable, UsageError, nearest
 from debugkit.probes.layer_spectra import LayerSpectra
-from debugkit.registry import load
+from debugkit.registry import Registry, load, load_of_checkpoints
 from debugkit.render.layers import print_layers, print_spectrum, worst
 from debugkit.render.moves import print_comparison
 from debugkit.report import Report
@@ -60,7 +60,7 @@ def weigh(request: Request, stdout: TextIO, on_event: OnEvent) -> Report:
         refuse_table(request.layers)
     if request.plot is not None and Path(request.plot).suffix != ".svg":
         raise UsageError(f"`--plot {request.plot}` must end in .svg")
-    registry = load(request.config.load)
+    registry = _checks_for(request)
     registry.match([*request.select, *request.ignore])
     with torchrun_ranks() as ranks:
         first = ranks is None or ranks.rank == 0
@@ -85,6 +85,18 @@ def weigh(request: Request, stdout: TextIO, on_event: OnEvent) -> Report:
     if first:
         _write(request, report, spectra, (checkpoint, other, moved, second), stdout)
     return report
+
+
+def _checks_for(request: Request) -> Registry:
+    """Those that a checkpoint needs; all of them where the request or the configuration names another."""
+    few = load_of_checkpoints(request.config.load)
+    named = {*request.config.names, *request.select, *request.ignore}
+    named |= {setting.partition(".")[0] for setting in request.settings}
+    try:
+        few.match(named - set(few.evidence))
+    except UsageError:
+        return load(request.config.load)
+    return few
 
 
 def _spectra(run: Run) -> LayerSpectra | None:

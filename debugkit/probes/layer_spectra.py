@@ -15,7 +15,6 @@ from debugkit.target import Target
 from debugkit.weights.engine import analyse
 from debugkit.weights.layer_spectrum import LayerSpectrum
 from debugkit.weights.matrix import Matrix, SkippedMatrix
-from debugkit.weights.model_matrices import model_matrices
 from debugkit.weights.settings import Settings
 
 
@@ -70,6 +69,8 @@ class LayerSpectra:
             found, skipped = list(checkpoint.matrices), list(checkpoint.skipped)
             settings, limit = checkpoint.settings, math.inf
         elif target is not None:
+            from debugkit.weights.model_matrices import model_matrices
+
             found, skipped = model_matrices(target.model)
             settings, limit = _live_settings(target), seconds
         else:

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import torch
 
-from debugkit.probes.initial_state import origin_of
 from debugkit.tracing.source import is_library_class
 from debugkit.weights.input_embedding import is_trained
 from debugkit.weights.spectrum import uniform_edge
+from debugkit.weights.table_origin import origin_of
 
 State = Literal["fresh", "trained", "unknown"]
 

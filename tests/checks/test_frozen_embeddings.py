@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import debugkit
 from debugkit import Target
-from debugkit.probes.initial_state import origin_of
 from debugkit.report import Result
+from debugkit.weights.table_origin import origin_of
 
 transformers = pytest.importorskip("transformers")
 
